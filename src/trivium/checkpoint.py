@@ -1,0 +1,199 @@
+"""Checkpoints: a folder holding config.json and model.safetensors. Data, never code.
+
+Weights of other projects are read through a literal table that stands beside the module it serves.
+Its keys are our names, its values the `Part`s that make them, stacked by rows; `{}` runs over the
+layers:
+
+    "layers.{}.attention.qkv.weight": (Part("blk.{}.attn_q.weight", unpair("heads")), …)
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trivium.errors import NotFound, UsageError
+from trivium.files import write_atomic
+from trivium.gguf_file import GGUFFile
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHOWN_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of another project's checkpoint, and what is done to it to make it ours."""
+
+    name: str
+    change: Callable[[Tensor, Any], Tensor] | None = None
+
+
+Table = Mapping[str, tuple[Part, ...]]
+
+
+def transpose(tensor: Tensor, config: Any) -> Tensor:
+    """(in, out) → (out, in)"""
+    return tensor.t()
+
+
+def unpair(heads_field: str) -> Callable[[Tensor, Any], Tensor]:
+    """Rows of a rotary projection from neighbouring pairs (GGUF) to halves: (H·D/2·2, …) → (H·2·D/2, …).
+
+    `heads_field` names the config field that holds the number of heads.
+    """
+
+    def change(tensor: Tensor, config: Any) -> Tensor:
+        heads = getattr(config, heads_field) or config.heads
+        pairs = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+        return pairs.transpose(1, 2).reshape(tensor.shape)
+
+    return change
+
+
+class Tensors(Protocol):
+    """Weights on the disk, read one at a time."""
+
+    path: Path
+
+    def names(self) -> Iterable[str]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class SafetensorsFolder:
+    """model.safetensors, or the shards that model.safetensors.index.json lists; memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._files: dict[str, Any] = {}
+        index = folder / INDEX
+        if index.is_file():
+            files = sorted(set(read_json(index)["weight_map"].values()))
+        elif (folder / WEIGHTS).is_file():
+            files = [WEIGHTS]
+        else:
+            found = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
+            pickled = f" ({found[0]} is a pickle, which can run code: convert it)" if found else ""
+            raise NotFound(f"no {WEIGHTS} in {folder}{pickled}")
+        for name in files:
+            handle = _open_safetensors(folder / Path(name).name)
+            self._files.update(dict.fromkeys(handle.keys(), handle))
+
+    def names(self) -> Iterable[str]:
+        return self._files.keys()
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise NotFound(f"missing shard: {path}")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a whole safetensors file ({error})") from None
+
+
+class GGUFTensors:
+    def __init__(self, file: GGUFFile) -> None:
+        self.path = file.path
+        self.file = file
+
+    def names(self) -> Iterable[str]:
+        return self.file.tensors.keys()
+
+    def read(self, name: str) -> Tensor:
+        values = self.file.read(name)
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def expand(table: Table, layers: int) -> dict[str, tuple[Part, ...]]:
+    """Write a table out for a number of layers."""
+    rows: dict[str, tuple[Part, ...]] = {}
+    for ours, parts in table.items():
+        for i in range(layers) if "{}" in ours else (0,):
+            rows[ours.format(i)] = tuple(Part(p.name.format(i), p.change) for p in parts)
+    return rows
+
+
+def fill(
+    model: nn.Module,
+    tensors: Tensors,
+    rows: Mapping[str, tuple[Part, ...]],
+    place: Callable[[str, Tensor], None],
+    *,
+    prefix: str = "",
+    ignored: Iterable[str] = (),
+) -> None:
+    """Read every parameter of `model` by the expanded table and hand it to `place(name, tensor)`.
+
+    One tensor is in memory at a time, so that weights are never held twice. Raises UsageError when
+    the checkpoint lacks a tensor, has one that nobody asked for, or has one of another shape.
+    """
+    names = set(tensors.names())
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wanted = {prefix + part.name for ours in shapes for part in rows.get(ours, ())}
+    no_source = [ours for ours in shapes if ours not in rows]
+    missing = sorted(wanted - names) + no_source
+    unexpected = sorted(n for n in names - wanted if not n.endswith(tuple(ignored)))
+    if missing or unexpected:
+        raise UsageError(
+            f"{tensors.path} does not fit its config: "
+            + "; ".join(
+                f"{len(group)} tensors {what}: {_abridged(group)}"
+                for what, group in (("missing", missing), ("not expected", unexpected))
+                if group
+            )
+        )
+    config = getattr(model, "config", None)
+    for ours, shape in shapes.items():
+        pieces = []
+        for part in rows[ours]:
+            tensor = tensors.read(prefix + part.name)
+            try:
+                pieces.append(part.change(tensor, config) if part.change else tensor)
+            except RuntimeError as error:
+                raise UsageError(f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}") from None
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if whole.shape != shape:
+            raise UsageError(
+                f"{tensors.path}: {ours} has shape {list(whole.shape)}, "
+                f"the config says {list(shape)}"
+            )
+        place(ours, whole)
+
+
+def _abridged(names: list[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises NotFound or UsageError in one line."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"no such file: {path}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} does not hold a JSON object")
+    return value
+
+
+def save(folder: Path, model: nn.Module, kind: str, config: Any) -> None:
+    """Write `model` so that `trivium.models.load` gives it back. Each file is replaced whole."""
+    from safetensors.torch import save as to_bytes
+
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(folder / WEIGHTS, to_bytes(state))
+    write_atomic(folder / "config.json", json.dumps({"kind": kind, **asdict(config)}, indent=2))

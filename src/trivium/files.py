@@ -1,0 +1,116 @@
+"""Where Trivium keeps things, and how it writes them: whole or not at all.
+
+Folders follow the platform's conventions (XDG on Linux); `TRIVIUM_HOME` puts all four under one
+folder, which is what tests and portable installs use.
+
+    config_home()  what a person edits          ~/.config/trivium
+    data_home()    what must not be lost        ~/.local/share/trivium   conversations, adapters
+    cache_home()   what can be fetched again    ~/.cache/trivium         models
+    state_home()   logs and undo snapshots      ~/.local/state/trivium
+"""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from trivium.errors import TriviumError, UsageError
+
+
+def _home(kind: str, default: Callable[..., str]) -> Path:
+    override = os.environ.get("TRIVIUM_HOME")
+    return Path(override).expanduser() / kind if override else Path(default("trivium"))
+
+
+def config_home() -> Path:
+    return _home("config", platformdirs.user_config_dir)
+
+
+def data_home() -> Path:
+    return _home("data", platformdirs.user_data_dir)
+
+
+def cache_home() -> Path:
+    return _home("cache", platformdirs.user_cache_dir)
+
+
+def state_home() -> Path:
+    return _home("state", platformdirs.user_state_dir)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TriviumError(
+                f"no space left on the disk while writing {path}: free some, or set TRIVIUM_HOME "
+                "to a folder on another disk"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise TriviumError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` beside `path`, flush it to the disk, then rename: readers see old or new, never half."""
+    payload = data.encode() if isinstance(data, str) else data
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line and flush it to the disk before returning.
+
+    A line that an earlier crash left unfinished is closed first, so it can spoil only itself.
+    """
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file.
+
+    A broken line is an error that names file and line; `skip_broken` passes over it instead, which
+    is right for journals, where only a line cut short by a crash can be broken.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if skip_broken:
+                    continue
+                raise UsageError(f"{path}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(record, dict):
+                if skip_broken:
+                    continue
+                raise UsageError(f"{path}, line {number}: expected a JSON object")
+            yield record

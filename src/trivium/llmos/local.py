@@ -1,0 +1,189 @@
+"""A language model of this machine as a `ChatModel`.
+
+A model whose chat template knows tools is shown them by it and writes its calls as it was trained to
+(`trivium.llmos.native_tools`); any other one is led through examples (`trivium.llmos.few_shot`).
+Answers stream; the conversation so far stays in the engine's cache.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from trivium import hub
+from trivium.errors import UsageError
+from trivium.language.engine import End, Engine, Request
+from trivium.language.pretrained import Precision
+from trivium.language.sampling import Sampling
+from trivium.llmos import native_tools
+from trivium.llmos.few_shot import ToolChooser, fill_arguments
+from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall, Usage
+from trivium.llmos.tools import Tool
+from trivium.models import load
+
+SHORT_RESULT = 80  # characters
+
+
+@dataclass
+class LocalModel:
+    """Chats with an engine. `max_tokens` bounds one reply, which also ends where the context does.
+
+    Raises UsageError for a model without a chat template, and `ContextOverflow` for a conversation
+    that no longer fits.
+    """
+
+    engine: Engine
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 1024
+    _chooser: ToolChooser | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine.language_model.template is None:
+            raise UsageError(
+                f"{self.name} has no chat template, so it cannot hold a conversation: continue a "
+                "text with `trivium complete`"
+            )
+        self._template = self.engine.language_model.template
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        threads: int | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int = 1024,
+    ) -> "LocalModel":
+        """Load a model by its name in `trivium models`, or by its path."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        language_model = load(hub.find(name), device=device, precision=precision)
+        return cls(Engine(language_model), sampling or Sampling(), max_tokens)
+
+    @property
+    def name(self) -> str:
+        return self.engine.language_model.name
+
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation and its answer may have together."""
+        return self.engine.context
+
+    def stream(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> Iterator[ModelEvent]:
+        if any(isinstance(m.content, tuple) and not _is_text(m) for m in messages):
+            raise UsageError(f"{self.name} reads text only, not images or sound")
+        if self._template.supports_tools:
+            return self._native(messages, tools)
+        return self._led(messages, tools)
+
+    # -- a model that knows tools ---------------------------------------------------------------
+
+    def _native(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[ModelEvent]:
+        shown = [tool.to_json() for tool in tools] or None
+        prompt = self._encode(messages, shown)
+        form = native_tools.form_of(self._template.source)
+        grammar = native_tools.grammar(form, tools) if tools else None
+        parser = native_tools.Parser(form, self.engine.tokenizer)
+        called = False
+        for event in self.engine.generate(self._request(prompt, grammar)):
+            for piece in parser.push(event):
+                called = called or isinstance(piece, ToolCall)
+                yield piece
+            if isinstance(event, End):
+                reason = "tool_calls" if called and event.reason == "stop" else event.reason
+                yield Finish(reason, _usage(event))
+
+    # -- a model that does not ------------------------------------------------------------------
+
+    def _led(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[ModelEvent]:
+        start = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
+        if start is None:
+            raise UsageError("the conversation holds no message of a user")
+        request = messages[start].text
+        results = [message for message in messages[start:] if message.role == "tool"]
+        if tools and not results:
+            if self._chooser is None or self._chooser.tools[1:] != tuple(tools):
+                self._chooser = ToolChooser(self.engine, tools)
+            choice = self._chooser.choose(request)
+            if choice.tool is not None:
+                shown = self._chooser.nearest(choice.tool, choice.vector)
+                arguments, ends = fill_arguments(self.engine, choice.tool, request, shown)
+                text = json.dumps(arguments, ensure_ascii=False)
+                yield ToolCall(f"call_{uuid.uuid4().hex[:12]}", choice.tool.name, text)
+                yield Finish("tool_calls", sum((_usage(end) for end in ends), Usage()))
+                return
+        effects = {tool.name: tool.effect for tool in tools}
+        prompt = self._encode(told(messages, start, effects))
+        said = ""
+        for event in self.engine.generate(self._request(prompt)):
+            if event.text:
+                said += event.text
+                yield TextDelta(event.text)
+            if isinstance(event, End):
+                if missing := unsaid(results, said):
+                    yield TextDelta(missing)
+                yield Finish(event.reason, _usage(event))
+
+    def _encode(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        records = [message.to_json() for message in messages]
+        for record, message in zip(records, messages, strict=True):
+            record["content"] = message.text
+        return self._template.encode(self.engine.tokenizer, records, tools)
+
+    def _request(self, prompt: list[int], grammar: str | None = None) -> Request:
+        free = self.engine.room(prompt, None)
+        return Request(
+            prompt, self.sampling, max_tokens=min(self.max_tokens, free), grammar=grammar
+        )
+
+
+def told(
+    messages: Sequence[Message], start: int, effects: dict[str, str] | None = None
+) -> list[Message]:
+    """The conversation for a model that knows no tool messages: earlier turns as they were asked
+    and answered, and the last request, which stands at `start`, together with what the tools gave."""
+    past = [
+        replace(message, tool_calls=())
+        for message in messages[:start]
+        if message.role != "tool" and (message.role != "assistant" or not message.tool_calls)
+    ]
+    request = messages[start]
+    results = [message for message in messages[start:] if message.role == "tool"]
+    if not results:
+        return [*past, request]
+    effects = effects or {}
+    texts = [m for m in results if effects.get(m.name or "") == "read"]
+    values = [m for m in results if m not in texts]
+    parts = [f"Text:\n{m.text}" for m in texts]
+    if values:
+        parts += [request.text, *(f"(The tool {m.name} gave: {m.text})" for m in values)]
+        parts += ["Answer in one short sentence, with what the tool gave."]
+    else:
+        parts += [f"Question: {request.text}\nAnswer from the text."]
+    return [*past, Message("user", "\n\n".join(parts))]
+
+
+def unsaid(results: Sequence[Message], answer: str) -> str:
+    """A short result that the answer should have named, and does not."""
+    for message in results:
+        value = message.text.strip()
+        if value and "\n" not in value and len(value) <= SHORT_RESULT and value not in answer:
+            return f"\n\n{message.name}: {value}"
+    return ""
+
+
+def _is_text(message: Message) -> bool:
+    return all(part.get("type") == "text" for part in message.content)  # type: ignore[union-attr]
+
+
+def _usage(end: End) -> Usage:
+    return Usage(end.prompt_tokens, end.completion_tokens, end.cached_tokens)

@@ -1,0 +1,95 @@
+"""What running code uses, all its processes together: the limits that no rlimit can hold."""
+
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from trivium.llmos.sandbox.launch import descendants
+from trivium.llmos.sandbox.limits import Limits
+
+# Never fill a disk to the brim, whoever else is writing to it.
+DISK_RESERVE = 256 << 20
+FILES = 100_000
+# The keeper's process 1, and one that has ended and is not reaped yet.
+SPARE_PROCESSES = 2
+
+
+class Watch:
+    """Looks at the processes below `keeper` and at what the folders grow by from now on."""
+
+    def __init__(self, keeper: int, folders: Sequence[Path], limits: Limits) -> None:
+        self.keeper = keeper
+        self.folders = folders
+        self.limits = limits
+        self.page = resource.getpagesize()
+        self.restart()
+
+    def restart(self) -> None:
+        """Count growth from this moment."""
+        self.since = time.time_ns()
+        # One folder for each file system.
+        self.disks = {os.stat(folder).st_dev: folder for folder in self.folders}
+        self.free = {device: _free(folder) for device, folder in self.disks.items()}
+
+    def breach(self) -> Literal["memory", "processes", "disk"] | None:
+        """The limit that is exceeded now, if one is."""
+        memory, tasks = self._processes()
+        if memory > self.limits.memory:
+            return "memory"
+        if tasks > self.limits.processes + SPARE_PROCESSES:
+            return "processes"
+        return "disk" if self._disk_is_exceeded() else None
+
+    def _processes(self) -> tuple[int, int]:
+        """Resident bytes and number of processes and threads."""
+        memory = tasks = 0
+        for pid in descendants(self.keeper):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+                # Fields 20 and 24 of proc_pid_stat(5); the name before them may hold spaces.
+                fields = file.read().rpartition(b")")[2].split()
+                tasks += int(fields[17])
+                memory += int(fields[21]) * self.page
+        return memory, tasks
+
+    def _disk_is_exceeded(self) -> bool:
+        """Whether the folders grew too much.
+
+        The disk's free space is cheap to ask and sees files without a name too, but others use the
+        disk as well: only when it shrank are the files counted that changed since the start.
+        """
+        limit = self.limits.disk_bytes
+        for device, folder in self.disks.items():
+            bytes_before, files_before = self.free[device]
+            bytes_now, files_now = _free(folder)
+            lost = bytes_before - bytes_now
+            if bytes_now < DISK_RESERVE and lost > 0:
+                return True
+            if files_before - files_now > FILES or lost > 2 * limit:
+                return True
+            if lost > limit // 2 and self._changed_bytes() > limit:
+                return True
+        return False
+
+    def _changed_bytes(self) -> int:
+        total = 0
+        waiting = [str(folder) for folder in self.folders]
+        while waiting:
+            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        found = entry.stat(follow_symlinks=False)
+                        if found.st_ctime_ns >= self.since:
+                            total += found.st_blocks * 512
+        return total
+
+
+def _free(folder: Path) -> tuple[int, int]:
+    """Free bytes and free files of the folder's file system."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize, found.f_favail

@@ -1,0 +1,27 @@
+"""Every test has its own home, and no endpoint of the person who runs it."""
+
+from pathlib import Path
+
+import pytest
+from trivium import hub
+from trivium.errors import NotFound
+
+try:  # before `own_home` hides it: where `make test` pulled it
+    DEFAULT_MODEL: Path | None = hub.find(hub.DEFAULT)
+except NotFound:
+    DEFAULT_MODEL = None
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "trivium-home"))
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "TRIVIUM_MODEL", "TRIVIUM_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The published default model. Tests that use it carry the mark `published`."""
+    if DEFAULT_MODEL is None:
+        pytest.skip(f"needs the published model: trivium pull {hub.DEFAULT}")
+    return DEFAULT_MODEL

@@ -1,0 +1,59 @@
+"""The published default model against `transformers` on the same GGUF file, on real text: a page of
+the language reference that ships inside CPython."""
+
+import math
+import warnings
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from trivium.gguf_file import GGUFFile
+from trivium.language.pretrained import load_pretrained, read_gguf
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.published
+
+
+@pytest.fixture(scope="module")
+def ids(default_model: Path) -> torch.Tensor:
+    tokenizer = load_pretrained(default_model, precision="int8").tokenizer
+    return torch.tensor([tokenizer.encode(topics["compound"])[:512]])
+
+
+@pytest.fixture(scope="module")
+def expected(default_model: Path, ids: torch.Tensor) -> torch.Tensor:
+    transformers = pytest.importorskip("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            default_model.parent, gguf_file=default_model.name, dtype=torch.float32
+        )
+    with torch.no_grad():
+        logits: torch.Tensor = model(ids).logits[0]
+    return logits
+
+
+def logits(path: Path, ids: torch.Tensor, precision: str) -> torch.Tensor:
+    with torch.no_grad():
+        return read_gguf(GGUFFile(path), CPU, precision)(ids)[0].float()
+
+
+def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    return math.exp(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).item())
+
+
+def test_float32_logits(default_model: Path, ids: torch.Tensor, expected: torch.Tensor) -> None:
+    ours = logits(default_model, ids, "float32")
+    assert (ours - expected).abs().max() / expected.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_reduced_precision_keeps_the_quality(
+    default_model: Path, ids: torch.Tensor, expected: torch.Tensor, precision: str
+) -> None:
+    """Perplexity within 1 % of full precision."""
+    full, reduced = perplexity(expected, ids), perplexity(logits(default_model, ids, precision), ids)
+    assert abs(reduced / full - 1) < 0.01, (full, reduced)
