@@ -25,8 +25,6 @@ WRITE = ToolCall("c2", "write_file", '{"path": "out.txt", "text": "new"}')
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("TRIVIUM_MODEL", raising=False)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -121,6 +119,8 @@ def test_a_failure_does_not_end_the_rest(play: Callable[..., ScriptedModel]) -> 
     assert result.stderr == "trivium: no such model\n"
     play("  ", "Two.")
     assert chat("first", "second").exit_code == 1
+    play("One.", "  ")
+    assert chat("first", "/retry").exit_code == 1
 
 
 def test_nobody_to_ask(play: Callable[..., ScriptedModel], folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_clear_save_and_load(play: Callable[..., ScriptedModel]) -> None:
     assert [message.text for message in model.calls[2]] == ["first", "One.", "third"]
     assert len(conversation.stored()) == 2
     assert "  first" in result.stderr and "  second" in result.stderr  # the list
-    assert "first (1 turns so far)" in result.stderr
+    assert "first (turns so far: 1)" in result.stderr
 
 
 def test_load_what_is_not_there(play: Callable[..., ScriptedModel]) -> None:
@@ -396,7 +396,7 @@ def test_the_end_of_input_leaves_and_continuing_tells_where_it_was(folder: Path)
     terminal.type("\x04")
     assert terminal.leave() == 0
     terminal = Terminal(SCRIPT, "-c")
-    terminal.wait_for("hi (1 turns so far)")
+    terminal.wait_for("hi (turns so far: 1)")
     terminal.wait_for(PROMPT)
     terminal.type("\x04")
     assert terminal.leave() == 0

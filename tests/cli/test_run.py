@@ -1,33 +1,24 @@
-import io
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
-from hypothesis import strategies as st
 
 from trivium.cli import attachments, main, session
-from trivium.cli.render import Screen, printable
-from trivium.errors import TriviumError
+from trivium.errors import NotFound, TriviumError
 from trivium.llmos import conversation
 from trivium.llmos.chat_model import ScriptedModel
 from trivium.llmos.conversation import Conversation
 from trivium.llmos.messages import (
-    Answer,
     Finish,
     Message,
     TextDelta,
     ToolCall,
-    ToolResult,
     Usage,
 )
 
@@ -38,8 +29,6 @@ WRITE = ToolCall("c2", "write_file", '{"path": "out.txt", "text": "two\\nlines"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("TRIVIUM_MODEL", raising=False)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -203,6 +192,23 @@ def test_continuing_keeps_the_model_unless_told(monkeypatch: pytest.MonkeyPatch)
     run("-c", "hi", "-m", "remote:three")
     run("-c", "hi")
     assert opened == ["remote:one", "remote:one", "remote:three", "remote:three"]
+    Path("model.gguf").touch()
+    run("hi", "-m", "./model.gguf")
+    assert talk().model == str(Path("model.gguf").absolute()), "a path holds in every folder"
+
+
+def test_a_model_that_cannot_be_opened_is_not_kept(
+    play: Callable[..., ScriptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play("ok")
+    run("hi", "-m", "remote:one")
+
+    def missing(name: str, settings: Any) -> Any:
+        raise NotFound(f"no model {name}")
+
+    monkeypatch.setattr(session, "open_model", missing)
+    assert run("-c", "hi", "-m", "nowhere").exit_code == 4
+    assert talk().model == "remote:one"
 
 
 def test_nothing_to_continue(play: Callable[..., ScriptedModel], tmp_path: Path) -> None:
@@ -401,123 +407,6 @@ def test_a_real_ctrl_c(folder: Path) -> None:
         assert process.wait(10) == 130
         assert b"Traceback" not in process.stderr.read()
     assert talk().messages[-1] == Message("assistant", "begun")
-
-
-# The terminal
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain 你好 👋 é\ttab\n", "plain 你好 👋 é\ttab\n"),
-        ("\x1b[31mred\x1b[0m", "red"),
-        ("\x1b]8;;https://evil.example\x07link\x1b]8;;\x1b\\", "link"),
-        ("\x1b]52;c;ZXZpbA==\x07", ""),
-        ("\x1b]0;title\x9c.", "."),
-        ("\x1bPq#0\x1b\\after", "after"),
-        ("\x1bc\x1b(Bok", "ok"),
-        ("\x9b2Jok", "ok"),
-        ("safe\roverwritten\b\x07", "safeoverwritten"),
-        ("a\u202eb\u2066c\U000e0041", "abc"),
-        ("\x1b]8;;unfinished", "]8;;unfinished"),
-        ("family 👨\u200d👩\u200d👧", "family 👨\u200d👩\u200d👧"),
-    ],
-)
-def test_nothing_acts_on_the_terminal(
-    text: str, shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert printable(text) == shown
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    for cut in range(len(text) + 1):
-        out = Terminal()
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        screen = Screen()
-        screen.show(TextDelta(text[:cut]))
-        screen.show(TextDelta(text[cut:]))
-        screen.show(Answer(text))
-        assert out.getvalue().removesuffix("\n") == shown.removesuffix("\n")
-
-
-@given(st.text(st.characters() | st.sampled_from("\x1b[]\\;mP\x07\x9b0"), max_size=30))
-def test_no_control_character_is_left(text: str) -> None:
-    shown = printable(text)
-    assert not any(c < " " and c not in "\n\t" or "\x7f" <= c <= "\x9f" for c in shown)
-
-
-def test_results_are_abridged(capsys: pytest.CaptureFixture[str]) -> None:
-    call = ToolCall("c", "to\x1b[31mol", '{"text": "' + "x" * 500 + '"}')
-    screen = Screen()
-    screen.show(call)
-    screen.show(ToolResult(call, "\x1b[2Jline\n" * 500))
-    screen.show(ToolCall("c", "tool", "{broken"))
-    shown = capsys.readouterr().err
-    assert len(shown) < 500 and "\x1b" not in shown
-    assert "… 492 more lines" in shown and "→ tool(" in shown
-
-
-def on_terminal(script: str, *steps: tuple[bytes, bytes]) -> tuple[int, str]:
-    """Run `script` with a terminal of its own; wait for each text, then type the answer to it."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", script])
-    shown = b""
-    waiting = list(steps)
-    while True:
-        try:
-            shown += os.read(terminal, 4096)
-        except OSError:
-            break
-        while waiting and waiting[0][0] in shown:
-            time.sleep(0.05)
-            os.write(terminal, waiting.pop(0)[1])
-    os.close(terminal)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert not waiting, f"{waiting} was not reached in {shown.decode()}"
-    return code, shown.decode()
-
-
-ASKING = """
-import time
-from trivium.cli import main, session
-from trivium.llmos.chat_model import ScriptedModel
-from trivium.llmos.messages import ToolCall
-read = ToolCall("c1", "read_file", '{"path": "notes.txt"}')
-write = ToolCall("c2", "write_file", '{"path": "out.txt", "text": "a\\u202eb\\\\nc"}')
-def slow(messages):
-    time.sleep(0.5)
-    return write
-model = ScriptedModel(read, slow, "Done.")
-session.open_model = lambda name, settings: model
-main(["run", "copy"])
-"""
-
-
-@pytest.mark.parametrize(
-    ("typed", "written"), [(b"y\n", True), (b"n\n", False), (b"\n", False), (b"\x04", False)]
-)
-def test_a_person_is_asked(folder: Path, typed: bytes, written: bool) -> None:
-    code, shown = on_terminal(ASKING, (b"[y/N]", typed))
-    assert code == 0 and "Done." in shown
-    assert (folder / "out.txt").exists() is written
-    assert "⟨U+202E⟩" in shown and "\u202e" not in shown
-    assert "file:notes.txt" in shown
-
-
-def test_what_was_typed_before_the_question_is_no_answer(folder: Path) -> None:
-    steps = ((b"read_file", b"y\n"), (b"[y/N]", b"n\n"))
-    code, _ = on_terminal(ASKING, *steps)
-    assert code == 0 and not (folder / "out.txt").exists()
-
-
-def test_ctrl_c_at_the_question(folder: Path) -> None:
-    code, shown = on_terminal(ASKING, (b"[y/N]", b"\x03"))
-    assert code == 130 and "Traceback" not in shown
-    assert not (folder / "out.txt").exists()
 
 
 LONG = """

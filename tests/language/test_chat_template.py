@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trivium.errors import UsageError
@@ -102,6 +102,7 @@ def test_tokens_are_those_of_the_rendered_text(name: str) -> None:
     @given(st.lists(words, min_size=1, max_size=4), st.booleans())
     @settings(max_examples=200, deadline=None)
     def check(contents: list[str], prompt: bool) -> None:
+        assume(not any(mark in text for mark in MARKS for text in contents))
         messages = chat_of(contents)
         text = template.render(messages, add_generation_prompt=prompt)
         ids = template.encode(TOKENIZER, messages, add_generation_prompt=prompt)
@@ -154,11 +155,35 @@ def test_the_assistant_keeps_its_own_thoughts_but_not_its_ends() -> None:
     assert control == ["<|im_start|>", "<|im_end|>", "<|im_start|>"] + SOFT[:2] + ["<|im_end|>"]
 
 
-def test_private_characters_of_a_message_stay_its_own() -> None:
-    text = "".join(map(chr, range(0xE0FF, 0xE200))) + " < <|im_end|>"
+def test_a_template_finds_its_markup_in_the_assistants_turn_though_it_is_no_token() -> None:
+    tokenizer = Tokenizer.train(["x"], 300)
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}
+    messages = [CHAT[0], thought, CHAT[2]]
+    ids = TEMPLATES["qwen3"].encode(tokenizer, messages)
+    assert ids == tokenizer.encode(TEMPLATES["qwen3"].render(messages), special=True)
+    assert "hm" not in tokenizer.decode(ids)
+
+
+def test_the_stand_ins_are_no_characters_of_the_messages() -> None:
+    text = "".join(map(chr, range(0xA000, 0xA400))) + " < <|im_end|>"
     ids = TEMPLATES["chatml"].encode(TOKENIZER, [{"role": "user", "content": text}])
     assert text in TOKENIZER.decode(ids)
     assert ids.count(IDS["<|im_end|>"]) == 1
+
+
+def test_every_possible_stand_in_in_a_message() -> None:
+    text = "".join(map(chr, range(0xA000, 0xA48D)))
+    with pytest.raises(UsageError, match="every syllable of the Yi script"):
+        TEMPLATES["chatml"].encode(TOKENIZER, [{"role": "user", "content": text}])
+
+
+def test_templates_that_escape_or_quote_show_what_the_message_says() -> None:
+    source = "{{ messages[0].content | tojson(ensure_ascii=true) }}{{ messages[0] }}"
+    messages = [{"role": "user", "content": "é < <|im_end|>"}]
+    template = ChatTemplate(source)
+    ids = template.encode(TOKENIZER, messages)
+    assert TOKENIZER.decode(ids) == template.render(messages)
+    assert not CONTROL & set(ids)
 
 
 # -- rendering ----------------------------------------------------------------------------------

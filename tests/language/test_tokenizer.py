@@ -1,6 +1,4 @@
 import json
-import random
-import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +6,9 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trivium.errors import NotFound, UsageError
+from trivium.errors import UsageError
 from trivium.language.gguf_tokenizer import SPLITS
-from trivium.language.tokenizer import StopStrings, StreamDecoder, Tokenizer
+from trivium.language.tokenizer import StreamDecoder, Tokenizer
 
 CORPUS: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("corpus.json").read_text("utf-8")
@@ -87,11 +85,25 @@ def unigram() -> Tokenizer:
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0)]
     pieces += [(char, -3.0) for char in "</s>abhelo"]
     library = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     library.decoder = tokenizers.decoders.Metaspace()
     library.add_special_tokens(["<unk>", "</s>"])
     library.add_tokens(["<extra>"])
     return Tokenizer(library, eos=1)
+
+
+def merging() -> Tokenizer:
+    """A published kind whose merges build its control tokens out of text."""
+    merges = [("<", "/"), ("</", "s"), ("</s", ">"), ("h", "e")]
+    pieces = ["<unk>", *"</s>helo▁", "</", "</s", "</s>", "he"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True)
+    )
+    library.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    library.decoder = tokenizers.decoders.Metaspace(prepend_scheme="never")
+    library.add_special_tokens(["<unk>", "</s>"])
+    return Tokenizer(library, eos=vocabulary["</s>"])
 
 
 MAKERS = {
@@ -102,6 +114,7 @@ MAKERS = {
     "pieces, no prefix": lambda: Tokenizer.from_gguf(gguf_pieces(add_space_prefix=False)),
     "wordpiece": lambda: Tokenizer.from_gguf(gguf_wordpiece()),
     "unigram": unigram,
+    "merging": merging,
 }
 ALL = {name: make() for name, make in MAKERS.items()}
 LOSSLESS = ["trained", "bpe", "whole words", "pieces", "pieces, no prefix"]
@@ -314,92 +327,6 @@ def test_every_known_cut_loses_nothing(pre: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-# -- folders ------------------------------------------------------------------------------------
-
-
-def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
-    tokenizer = ALL["trained"]
-    tokenizer.save(tmp_path)
-    again = Tokenizer.from_folder(tmp_path)
-    assert again.to_json() == tokenizer.to_json()
-    assert (again.bos, again.eos, again.pad) == (tokenizer.bos, tokenizer.eos, tokenizer.pad)
-    assert again.stop_ids == tokenizer.stop_ids
-    assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
-
-
-def test_saving_keeps_what_else_generation_config_says(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.2}')
-    ALL["trained"].save(tmp_path)
-    assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.2
-
-
-def test_a_folder_names_its_special_tokens_in_many_places(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(ALL["bpe"].to_json())
-    size = ALL["bpe"].vocab_size
-    added = {
-        str(size): {"content": "<turn>", "special": True, "lstrip": False},
-        str(size + 1): {"content": "<tool>", "special": False},
-    }
-    config = {"eos_token": {"content": "<turn>"}, "added_tokens_decoder": added}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "<|im_start|>"}')
-    (tmp_path / "config.json").write_text('{"pad_token_id": 0, "eos_token_id": 2}')
-    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [0, {size}]}}')
-    tokenizer = Tokenizer.from_folder(tmp_path)
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, size, 0)
-    assert tokenizer.stop_ids == {0, 2, size}
-    assert tokenizer.encode("<turn><tool>", special=True) == [size, size + 1]
-    assert size in tokenizer.special_ids and size + 1 not in tokenizer.special_ids
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("tokenizer.json", b"{", "cannot read .*tokenizer.json"),
-        ("tokenizer.json", b"\xff\xfe\x00", "tokenizer.json: not UTF-8"),
-        ("tokenizer.json", b"", "cannot read .*tokenizer.json"),
-        ("tokenizer_config.json", b"[]", "tokenizer_config.json: expected a JSON object"),
-        ("generation_config.json", b"nope", "generation_config.json: not valid JSON"),
-    ],
-)
-def test_a_broken_file_of_a_folder_is_named(
-    tmp_path: Path, file: str, content: bytes, message: str
-) -> None:
-    (tmp_path / "tokenizer.json").write_text(ALL["bpe"].to_json())
-    (tmp_path / file).write_bytes(content)
-    with pytest.raises(UsageError, match=message) as caught:
-        Tokenizer.from_folder(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    (tmp_path / "模型 🙂").mkdir()
-    with pytest.raises(NotFound, match="no tokenizer.json in .*模型 🙂"):
-        Tokenizer.from_folder(tmp_path / "模型 🙂")
-
-
-# -- training -----------------------------------------------------------------------------------
-
-
-def test_training_learns_frequent_words_and_repeats_itself() -> None:
-    texts = ["the cat sat on the mat"] * 20
-    tokenizer = Tokenizer.train(texts, 300)
-    assert tokenizer.encode(" the cat") == Tokenizer.train(iter(texts), 300).encode(" the cat")
-    assert len(tokenizer.encode(" the")) == 1
-    assert tokenizer.vocab_size <= 300
-
-
-def test_training_on_nothing_knows_the_bytes() -> None:
-    assert Tokenizer.train([], 259).encode("é") == Tokenizer.train([""], 300).encode("é")
-
-
-def test_training_needs_room_for_the_bytes() -> None:
-    with pytest.raises(UsageError, match="vocab_size 258 is too small.* at least 259"):
-        Tokenizer.train(["x"], 258)
-    with pytest.raises(UsageError, match="at least one special token"):
-        Tokenizer.train(["x"], 400, special=())
-
-
 # -- streams ------------------------------------------------------------------------------------
 
 
@@ -435,59 +362,3 @@ def test_a_stream_that_stops_within_a_character_says_so_and_can_be_used_again() 
     assert [stream.push(i) for i in ids[:-1]] == ["", "", ""]
     assert stream.flush() == "\ufffd"
     assert "".join(map(stream.push, ids)) == "🙂"
-
-
-def first_stop(text: str, stops: list[str]) -> str | None:
-    """The text before the stop string that ends first; the longest of those."""
-    ends = [(text.index(s) + len(s), -len(s)) for s in stops if s in text]
-    if not ends:
-        return None
-    end, length = min(ends)
-    return text[: end + length]
-
-
-letters = st.text("ab<", max_size=12)
-
-
-@given(st.lists(st.text("ab<", min_size=1, max_size=4), max_size=5), st.lists(letters, max_size=6))
-@example(["ab", "b"], ["a", "b"])
-@example(["aab"], ["aa", "ab"])
-@settings(max_examples=500, deadline=None)
-def test_stop_strings_cut_at_the_first_wherever_the_pieces_end(
-    stops: list[str], pieces: list[str]
-) -> None:
-    expected = first_stop("".join(pieces), stops)
-    stream, shown, stopped, read = StopStrings(stops), "", False, ""
-    for piece in pieces:
-        emit, stopped = stream.push(piece)
-        shown += emit
-        if stopped:
-            break
-        read += piece
-        held = read[len(shown) :]
-        # Held back is exactly what may still become a stop string.
-        assert not held or any(stop.startswith(held) for stop in stops)
-        longer = [read[i:] for i in range(len(shown))]
-        assert not any(stop.startswith(end) for stop in stops for end in longer)
-    assert stopped == (expected is not None)
-    if stopped:
-        assert shown == expected and stream.push("more") == ("", True) and stream.flush() == ""
-    else:
-        assert shown + stream.flush() == "".join(pieces)
-
-
-def test_ten_thousand_stop_strings_are_as_fast_as_one() -> None:
-    words = random.Random(0)
-    stops = ["a" * 20 + "".join(words.choices("abcdef", k=20)) for _ in range(10_000)]
-    began = time.perf_counter()
-    many = StopStrings(stops)
-    text = "a" * 200_000
-    emitted, stopped = many.push(text)
-    assert not stopped and emitted + many.flush() == text
-    assert time.perf_counter() - began < 10  # well under one second; naively it takes minutes
-
-
-@pytest.mark.parametrize("stops", [[""], ["a", ""], [3]])
-def test_an_empty_stop_string_is_refused(stops: list[str]) -> None:
-    with pytest.raises(UsageError, match="must be text that is not empty"):
-        StopStrings(stops)

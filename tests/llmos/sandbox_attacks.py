@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import json
-import mmap
 import os
 import platform
 import resource
@@ -46,7 +45,7 @@ CALLS = {
     "rt_tgsigqueueinfo": (297, 240), "tgkill": (234, 131), "fchmodat2": (452, 452),
     "move_pages": (279, 239), "settimeofday": (164, 170), "quotactl": (179, 60),
     "reboot": (169, 142), "kexec_load": (246, 104), "lookup_dcookie": (212, 18),
-    "landlock_create_ruleset": (444, 444), "mount_setattr": (442, 442), "vmsplice": (316, 75),
+    "landlock_create_ruleset": (444, 444), "mount_setattr": (442, 442), "vmsplice": (278, 75),
     "process_madvise": (440, 440), "memfd_secret": (447, 447), "get_mempolicy": (239, 236),
 }  # fmt: skip
 
@@ -82,6 +81,16 @@ def text_of(path):
 
 
 # Reading what was not given
+
+
+def read_inherited_descriptors():
+    """Comes first, for others leave theirs open. 3 and 4 are the session's own pipes."""
+    found = []
+    for number in range(5, 1024):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            found.append(number)
+    return found
 
 
 @harmless
@@ -120,7 +129,7 @@ def read_secret_through_a_link_in_the_workspace():
 
 @harmless
 def read_secret_through_a_link_in_tmp():
-    link = os.path.join(os.environ.get("TMPDIR", WORLD["outside"]), "link")
+    link = os.path.join(os.environ.get("TMP", WORLD["outside"]), "tmp link")
     os.symlink(outside("secret.txt"), link)
     try:
         return text_of(link)
@@ -130,7 +139,7 @@ def read_secret_through_a_link_in_tmp():
 
 @harmless
 def read_secret_through_dots():
-    return text_of(os.path.join("..", "outside", "secret.txt"))
+    return text_of(os.path.join("..", "..", "outside", "secret.txt"))
 
 
 @harmless
@@ -210,16 +219,6 @@ def read_own_proc():
 
 def read_inherited_environment():
     return [name for name in os.environ if name.startswith("TRIVIUM_ATTACK")]
-
-
-def read_inherited_descriptors():
-    found = []
-    for number in range(5, 1024):
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            found.append(number)
-    # The script itself and its world are not open any more.
-    return found
 
 
 # Changing what was not given
@@ -367,7 +366,7 @@ def leave_a_link():
 
 @harmless
 def leave_a_link_made_in_tmp():
-    made = os.path.join(os.environ.get("TMPDIR", WORLD["outside"]), "made")
+    made = os.path.join(os.environ.get("TMP", WORLD["outside"]), "made")
     os.symlink("/etc/passwd", made)
     try:
         os.rename(made, "moved")
@@ -753,7 +752,17 @@ def use_parts_of_the_kernel():
 
 def control_the_process():
     """Options of prctl that loosen something."""
-    options = [(1, 0), (4, 1), (22, 2), (24, 0), (28, 0), (35, 1), (36, 1), (0x59616D61, -1), (47, 2)]
+    options = [
+        (1, 0),
+        (4, 1),
+        (22, 2),
+        (24, 0),
+        (28, 0),
+        (35, 1),
+        (36, 1),
+        (0x59616D61, -1),
+        (47, 2),
+    ]
     return [option for option in options if LIBC.prctl(*map(ctypes.c_ulong, option), 0, 0, 0) >= 0]
 
 
@@ -862,6 +871,7 @@ def main():
         WORLD.update(json.load(file))
     for name in sys.argv[2:]:
         attempt(name)
+        sys.stdin.readline()  # without a sandbox, the battery looks for traces now
 
 
 if __name__ == "__main__" and len(sys.argv) > 2:

@@ -2,10 +2,10 @@
 
 A program of its own, because the same battery runs as root and as nobody:
 
-    python sandbox_battery.py MODE LEVEL     MODE: python, terminal or free (no sandbox)
+    python sandbox_battery.py MODE LEVEL     MODE: python, terminal, fuzz or free (no sandbox)
                                              LEVEL: full, plain (no namespaces) or old (and ABI 1)
 
-Prints {"attacks": [{"name", "claim", "error", "traces"}], "lost": [...], "traces": [...]}.
+Prints {"attacks": [{"name", "claim", "error", "traces"}], "lost", "traces", "level"}.
 `traces` are the changes of the world outside the sandbox that followed an attack.
 """
 
@@ -31,7 +31,13 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 
 import sandbox_attacks  # noqa: E402
 
-from trivium.llmos.sandbox import Limits, PythonSession, Sandbox, probe  # noqa: E402
+from trivium.llmos.sandbox import (  # noqa: E402
+    Limits,
+    PythonSession,
+    Sandbox,
+    probe,
+    system_calls,
+)
 
 NEIGHBOUR = """
 import ctypes, os, signal, sys, time
@@ -168,21 +174,23 @@ class World:
 
 
 def free(world: World) -> dict[str, object]:
-    """Each harmless attack without a sandbox, in a fresh world each time."""
+    """The harmless attacks without a sandbox, the one that stops the neighbour last."""
+    names = sorted(sandbox_attacks.HARMLESS, key=lambda name: (name == "trace_the_neighbour", name))
+    description = world.root / "world.json"
+    description.write_text(json.dumps(world.description))
     attacks = []
-    for name in sorted(sandbox_attacks.HARMLESS):
-        world.close()
-        world.__init__()
-        description = world.root / "world.json"
-        description.write_text(json.dumps(world.description))
-        done = subprocess.run(
-            [sys.executable, str(HERE / "sandbox_attacks.py"), str(description), name],
-            cwd=world.workspace,
-            capture_output=True,
-            text=True,
-        )
-        time.sleep(0.02)
-        attacks.append(json.loads(done.stdout) | {"traces": world.traces()})
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "sandbox_attacks.py"), str(description), *names],
+        cwd=world.workspace,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        for line in process.stdout:
+            time.sleep(0.01)  # for signals to arrive
+            attacks.append(json.loads(line) | {"traces": world.traces()})
+            process.stdin.write("\n")
     return {"attacks": attacks, "lost": [], "traces": []}
 
 
@@ -203,17 +211,71 @@ def in_python(world: World, sandbox: Sandbox) -> dict[str, object]:
 
 
 def in_terminal(world: World, sandbox: Sandbox) -> dict[str, object]:
-    """All attacks by one program that the shell starts; traces are looked for at the end."""
+    """All attacks by one program; traces are looked for at the end."""
     script, description = world.workspace / "attacks.py", world.workspace / "world.json"
     shutil.copyfile(HERE / "sandbox_attacks.py", script)
     description.write_text(json.dumps(world.description))
     only = {function.__name__ for function in sandbox_attacks.PYTHON_ONLY}
     names = [name for name in sandbox_attacks.ATTACKS if name not in only]
-    command = f"{sys.executable} -I attacks.py world.json {' '.join(names)}"
-    done = sandbox.run(["sh", "-c", command])
+    done = sandbox.run([sys.executable, "-I", "attacks.py", "world.json", *names])
     records = [json.loads(line) | {"traces": []} for line in done.stdout.splitlines()]
-    lost = [] if done.reason == "exit" and done.returncode == 0 else [repr(done)]
+    lost = (
+        []
+        if done.reason == "exit" and done.returncode == 0
+        else [f"{done.reason} {done.returncode} after {records[-1]['name']}"]
+    )
     return {"attacks": records, "lost": lost, "traces": world.traces()}
+
+
+FUZZ = """
+import ctypes, os, random, signal
+libc = ctypes.CDLL(None)
+generator = random.Random({seed})
+paths = [ctypes.create_string_buffer(name.encode(), 1 << 17) for name in {paths!r}]
+room = ctypes.create_string_buffer(1 << 17)
+numbers = [-1, 0, 1, 2, 3, {parent}, {neighbour}, -100, 0o4755, 4096, 65536]
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+signal.signal(signal.SIGALRM, lambda *_: None)
+for _ in range(2000):
+    arguments = []
+    for _ in range(6):
+        kind = generator.random()
+        if kind < 0.4:
+            arguments.append(generator.choice(paths))
+        elif kind < 0.6:
+            arguments.append(room)
+        else:
+            arguments.append(ctypes.c_long(generator.choice(numbers)))
+    number = generator.randrange(470)
+    if number not in {suicidal}:
+        libc.syscall(ctypes.c_long(number), *arguments)
+print("all calls made")
+"""
+# What only ends or confuses the process that calls it, too soon to be of interest.
+SUICIDAL = (
+    *("exit", "exit_group", "munmap", "mprotect", "mremap", "mmap", "brk", "madvise", "arch_prctl"),
+    *("rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack", "kill", "tkill", "tgkill"),
+    *("close", "close_range", "dup2", "dup3", "set_tid_address", "set_robust_list", "rseq"),
+    *("pkey_mprotect", "setrlimit", "prlimit64", "futex", "read", "readv", "write", "writev"),
+)
+
+
+def fuzz(world: World, sandbox: Sandbox) -> dict[str, object]:
+    """Random system calls with telling arguments. The session may end, and nothing else."""
+    attacks = []
+    place = world.description
+    paths = [".", "..", "file", place["outside"], place["shared"], "/", "/proc/self", "/dev/null"]
+    paths += [f"{place['outside']}/{name}" for name in ("secret.txt", "target.txt", "empty")]
+    machine = os.uname().machine
+    suicidal = {system_calls.number(name, machine) for name in SUICIDAL}
+    with PythonSession(sandbox) as session:
+        for seed in range(12):
+            code = FUZZ.format(seed=seed, paths=paths, suicidal=suicidal, **place)
+            done = session.run(code, seconds=2)
+            record = {"name": f"seed {seed}", "claim": world.token in done.text}
+            record["error"] = "" if "all calls made" in done.text else done.lost or done.error
+            attacks.append(record | {"traces": world.traces()})
+    return {"attacks": attacks, "lost": [], "traces": []}
 
 
 def survivors(scratch: Path) -> list[str]:
@@ -239,9 +301,10 @@ def main(mode: str, level_name: str) -> dict[str, object]:
             return free(world)
         limits = Limits(seconds=30, output_bytes=4 << 20, disk_bytes=64 << 20)
         with Sandbox([world.workspace], [world.shared], limits, level=level) as sandbox:
-            result = (in_python if mode == "python" else in_terminal)(world, sandbox)
+            ways = {"python": in_python, "terminal": in_terminal, "fuzz": fuzz}
+            result = ways[mode](world, sandbox)
             result["traces"] += survivors(sandbox.scratch)
-        result["token"] = world.token
+        result["level"] = level.summary
         return result
     finally:
         world.close()

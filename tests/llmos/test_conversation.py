@@ -34,10 +34,9 @@ RESULT = ToolResult(CALL, "zeile\n👋", False, ("a.txt",), frozenset({"file:日
 ANSWER = Answer("All done.", Usage(10, 3, 2), "stop")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+@pytest.fixture
+def home() -> Path:
+    return Path(os.environ["TRIVIUM_HOME"])
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import sys
 from typing import Any, Literal, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.llmos.tools import Tool, ToolError, tool
@@ -177,6 +177,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # the first example imports jsonschema
 @given(st.dictionaries(st.sampled_from(["key", "count", "tags", "other"]), json_values))
 def test_arguments_that_pass_fit_the_hints(arguments: dict[str, Any]) -> None:
     try:

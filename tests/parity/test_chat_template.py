@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from trivium import hub
-from trivium.errors import NotFound, UsageError
+from trivium.errors import UsageError
 from trivium.gguf_file import GGUFFile
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.tokenizer import Tokenizer
@@ -20,7 +19,7 @@ SOURCES: dict[str, str] = json.loads((FOLDER / "chat_templates.json").read_text(
 CORPUS: dict[str, list[str]] = json.loads((FOLDER / "corpus.json").read_text("utf-8"))
 TEXTS = [text for texts in CORPUS.values() for text in texts]
 SOURCES["whitespace control"] = (
-    "  {% for m in messages %}  \n\n  {{ m.content }}\n{% endfor %}\n\n  {#- note -#}  {{- 1 -}}  \n"
+    "  {% for m in messages %}  \n\n  {{ m.content }}\n{% endfor %}\n\n  {#- no -#}  {{- 1 -}}  \n"
 )
 SOURCES["filters"] = (
     "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ messages[0] | items | list }}"
@@ -29,7 +28,7 @@ SOURCES["filters"] = (
     "{{ {'ü': '<'} | tojson(ensure_ascii=true, separators=(',', ':')) }}{{ strftime_now('%Y') }}"
     "{{ 'a' ~ 1 ~ none }}{{ '%s-%d' % ('x', 2) }}{{ 'x' * 3 + 'y' }}{{ 2 ** 10 }}{{ documents }}"
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
-    "{{ ns.n }}{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('z') }}{{ loop is defined }}"
+    "{{ ns.n }}{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('z') }}{{ x is defined }}"
 )
 TOOL = {
     "type": "function",
@@ -118,11 +117,8 @@ def test_the_text_is_that_of_transformers(
 
 
 @pytest.mark.published
-def test_smollm2_is_addressed_as_transformers_does() -> None:
-    try:
-        path = hub.find("smollm2-135m-instruct")
-    except NotFound as error:
-        pytest.skip(str(error))
+def test_smollm2_is_addressed_as_transformers_does(default_model: Path) -> None:
+    path = default_model
     metadata = GGUFFile(path).metadata
     ours, tokenizer = ChatTemplate.from_gguf(metadata), Tokenizer.from_gguf(metadata)
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -132,7 +128,7 @@ def test_smollm2_is_addressed_as_transformers_does() -> None:
             options = {"tokenize": False, "add_generation_prompt": True}
             assert ours.render(messages) == theirs.apply_chat_template(messages, **options)
             ids = ours.encode(tokenizer, messages)
-            assert tokenizer.decode(ids[:4], skip_special=False) == "<|im_start|>system\nYou"
+            assert tokenizer.decode(ids[:3], skip_special=False) == "<|im_start|>system\n"
             # One start and one end a message, the system's that the template adds, the prompt's.
             added = messages[0]["role"] != "system"
             assert ids.count(1) == len(messages) + added + 1

@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from trivium import hub
-from trivium.errors import NotFound
 from trivium.gguf_file import GGUFFile
 from trivium.language.gguf_tokenizer import SPLITS, byte_level
 from trivium.language.tokenizer import Tokenizer
@@ -105,12 +103,8 @@ def test_words_are_cut_where_the_published_tokenizers_cut_them(pre: str) -> None
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> tuple[Tokenizer, Path]:
-    try:
-        path = hub.find("smollm2-135m-instruct")
-    except NotFound as error:
-        pytest.skip(str(error))
-    return Tokenizer.from_gguf(GGUFFile(path).metadata), path
+def smollm2(default_model: Path) -> tuple[Tokenizer, Path]:
+    return Tokenizer.from_gguf(GGUFFile(default_model).metadata), default_model
 
 
 @pytest.mark.published

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import click
 
 from trivium.cli.attachments import check_prompt
 from trivium.cli.lines import QUOTE, PipedLines, TerminalLines
 from trivium.cli.render import Screen, printable
-from trivium.cli.session import Session, Settings, session_options
+from trivium.cli.session import Session
+from trivium.cli.settings import Settings, session_options
 from trivium.errors import TriviumError, UsageError
 from trivium.llmos import conversation
 from trivium.llmos.conversation import Conversation, Turn
@@ -86,8 +86,7 @@ class Chat:
         if word.startswith("/") and word[1:].isalpha():  # "/etc/hosts" is not a command
             if word not in COMMANDS:
                 raise UsageError(f"there is no command {word}; /help lists them")
-            COMMANDS[word][0](self, rest.strip())
-            return None
+            return COMMANDS[word][0](self, rest.strip())
         return self._say(Turn(Message("user", check_prompt(line))))
 
     def _say(self, turn: Turn) -> Answer | Failure:
@@ -115,7 +114,7 @@ class Chat:
             self._introduce(session.conversation)
 
     def _introduce(self, talk: Conversation) -> None:
-        self.screen.note(printable(f"{talk.id}: {talk.title} ({len(talk.turns)} turns so far)"))
+        self.screen.note(printable(f"{talk.id}: {talk.title} (turns so far: {len(talk.turns)})"))
         if self._is_unanswered():
             self.screen.note("the last turn was broken off; /retry asks again")
 
@@ -167,8 +166,8 @@ class Chat:
             return
         self.screen.note(printable(f"taken back: {self._last().message.text}"))
 
-    def retry(self, argument: str) -> None:
-        self._say(self._last())
+    def retry(self, argument: str) -> Answer | Failure:
+        return self._say(self._last())
 
     def _last(self) -> Turn:
         turn = self.session.conversation.undo()
@@ -206,7 +205,7 @@ class Chat:
         raise Leave
 
 
-COMMANDS: Mapping[str, tuple[Callable[[Chat, str], Any], str, str]] = {
+COMMANDS: Mapping[str, tuple[Callable[[Chat, str], Answer | Failure | None], str, str]] = {
     "/help": (Chat.help, "", "this list"),
     "/model": (Chat.model, "[NAME]", "show the model, or go on with another"),
     "/models": (Chat.models, "", "list the models that are here"),

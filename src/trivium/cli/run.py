@@ -10,7 +10,8 @@ import click
 from trivium.cli import attachments, options
 from trivium.cli.console import print_json
 from trivium.cli.render import Screen
-from trivium.cli.session import Session, Settings, session_options
+from trivium.cli.session import Session
+from trivium.cli.settings import Settings, session_options
 from trivium.errors import Refused, TriviumError, UsageError
 from trivium.llmos.messages import Answer, Failure, ToolCall, ToolResult
 

@@ -1,115 +1,24 @@
-"""What `run` and `chat` share: their options, and a conversation with all that answers it."""
+"""What `run` and `chat` share: a conversation with all that answers it."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import click
-from click.core import ParameterSource
-
 from trivium import files
-from trivium.cli import options
 from trivium.cli.approval import Approver
 from trivium.cli.render import Screen
+from trivium.cli.settings import Settings
 from trivium.errors import TriviumError, UsageError
 from trivium.llmos import conversation, kernel
 from trivium.llmos.chat_model import ChatModel
 from trivium.llmos.conversation import Conversation
 from trivium.llmos.gateway import Gateway, decide, never_ask
-from trivium.llmos.kernel import Budget
 from trivium.llmos.messages import Answer, Event, Failure, Finish, Message, ModelEvent, Usage
 from trivium.llmos.tools import Tool
 from trivium.llmos.workspace import Workspace
 
 REMOTE = "remote:"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of a session, under their names on the command line."""
-
-    model: str
-    model_given: bool
-    system: str | None
-    workspace: Path
-    tools: bool
-    yes: bool
-    max_steps: int
-    max_tokens: int | None
-    max_seconds: float
-    temperature: float | None
-    seed: int | None
-    device: str | None
-    threads: int | None
-    offline: bool
-    continue_: bool
-
-    @property
-    def budget(self) -> Budget:
-        tokens = Budget().tokens if self.max_tokens is None else self.max_tokens
-        return Budget(self.max_steps, tokens, self.max_seconds)
-
-
-def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `Settings`; the command gets the value that they make as `settings`."""
-    default = Budget()
-    decorators = (
-        options.model,
-        options.system,
-        options.continue_,
-        click.option(
-            "-w",
-            "--workspace",
-            type=click.Path(path_type=Path, exists=True, file_okay=False),
-            default=".",
-            metavar="DIR",
-            help="The folder whose files the tools may use (default: this one).",
-        ),
-        click.option("--tools/--no-tools", default=True, help="Let the model use tools (default)."),
-        click.option("-y", "--yes", is_flag=True, help="Allow every action without asking."),
-        click.option(
-            "--max-steps",
-            type=click.IntRange(1),
-            default=default.steps,
-            show_default=True,
-            help="Model calls a request may take.",
-        ),
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(1),
-            help=f"Tokens a request may generate (default: {default.tokens}).",
-        ),
-        click.option(
-            "--max-seconds",
-            type=click.FloatRange(0, min_open=True),
-            default=default.seconds,
-            show_default=True,
-            help="Time a request may take.",
-        ),
-        click.option(
-            "--temperature",
-            type=click.FloatRange(0),
-            help="0 always takes the likeliest word; more varies (default: the model's own).",
-        ),
-        options.seed,
-        options.device,
-        options.threads,
-        options.offline,
-    )
-
-    @functools.wraps(command)
-    @click.pass_context
-    def collecting(context: click.Context, /, **values: Any) -> Any:
-        given = context.get_parameter_source("model") is ParameterSource.COMMANDLINE
-        own = {f.name: values.pop(f.name) for f in fields(Settings) if f.name in values}
-        return command(settings=Settings(model_given=given, **own), **values)
-
-    for decorate in reversed(decorators):
-        collecting = decorate(collecting)
-    return collecting
 
 
 def open_model(name: str, settings: Settings) -> ChatModel:
@@ -183,9 +92,13 @@ class Session:
         self.context_used = 0
         self.workspace = Workspace(settings.workspace)
         self._opened = contextlib.ExitStack()
-        self.enter(self.latest() if settings.continue_ else self.new(settings.model))
+        found = self._latest() if settings.continue_ else None
+        self.enter(found or self.new(_anywhere(settings.model)))
         try:
-            self.model = open_model(self.conversation.model, settings)
+            if found is None:
+                self.model = open_model(settings.model, settings)
+            else:
+                self._resume(found)
         except BaseException:
             self.close()
             raise
@@ -202,13 +115,17 @@ class Session:
     def new(self, model: str) -> Conversation:
         return Conversation(model=model, system=self.settings.system, workspace=self.workspace.root)
 
-    def latest(self) -> Conversation:
-        """The last conversation in the workspace, with the model and instructions now given."""
-        found = Conversation.open(conversation.latest(self.workspace.root))
-        model = self.settings.model if self.settings.model_given else None
-        if model is not None or self.settings.system is not None:
-            found.change(model=model and _anywhere(model), system=self.settings.system)
-        return found
+    def _latest(self) -> Conversation:
+        return Conversation.open(conversation.latest(self.workspace.root))
+
+    def _resume(self, found: Conversation) -> None:
+        """Go on with the model and the instructions that are given now, else with those before."""
+        if self.settings.model_given:
+            self.change_model(self.settings.model)
+        else:
+            self.model = open_model(found.model, self.settings)
+        if self.settings.system is not None:
+            found.change(system=self.settings.system)
 
     def enter(self, conversation: Conversation) -> None:
         """Go on in `conversation`, with tools that know nothing of the one before."""
@@ -265,10 +182,11 @@ class Session:
             end = Failure("cancelled", "stopped")
             self.conversation.record(end)
             self.screen.show(end)
-        except TriviumError as error:
-            self.screen.end_line()
-            with contextlib.suppress(TriviumError):  # the disk may be what failed
-                self.conversation.record(Failure("model", str(error)))
+        except Exception as error:
+            with contextlib.suppress(TriviumError, OSError):  # the disk may be what failed
+                self.conversation.record(Failure("model", str(error) or type(error).__name__))
+            with contextlib.suppress(OSError):  # or a pipe that nobody reads any more
+                self.screen.end_line()
             raise
         return end
 
@@ -288,12 +206,9 @@ class _Metered:
     def stream(
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()
     ) -> Iterator[ModelEvent]:
-        stream = self._session.model.stream(messages, tools)
-        with contextlib.closing(cast(Generator[ModelEvent, None, None], stream)):
-            for event in stream:
-                if isinstance(event, Finish):
-                    self._session.usage += event.usage
-                    self._session.context_used = (
-                        event.usage.prompt_tokens + event.usage.completion_tokens
-                    )
-                yield event
+        for event in self._session.model.stream(messages, tools):
+            if isinstance(event, Finish):
+                used = event.usage
+                self._session.usage += used
+                self._session.context_used = used.prompt_tokens + used.completion_tokens
+            yield event

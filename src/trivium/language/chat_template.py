@@ -7,7 +7,8 @@ strings and on the output.
 What messages say must stay text: nobody may write <|im_end|> into a message and so end it.
 `ChatTemplate.encode` therefore disguises, before the template runs, each character that could begin
 a control token; so a control token in the result was written by the template itself. The one
-exception are soft control tokens (<think>) in the assistant's own turns, which the model wrote.
+exception is the assistant's own turn, which the model wrote: there, soft control tokens (<think>)
+stay as they are, and so does markup that the template looks for.
 """
 
 import json
@@ -35,7 +36,12 @@ _DUMMY_TOOL = {
         },
     },
 }
-_FIRST_PRIVATE, _LAST_PRIVATE = 0xE100, 0xF8FF
+# Stand-ins are syllables of the Yi script that the messages do not hold. They are letters because
+# repr(), which a template may use, escapes private-use characters.
+_STAND_INS = [chr(code) for code in range(0xA000, 0xA48D)]
+
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+_SOFT_MARKUP = re.compile(r"</?\w+>|\[/?\w+\]")
 
 Message = Mapping[str, Any]
 
@@ -55,6 +61,7 @@ class ChatTemplate:
         self._default = Program(default)
         self._tool_use = Program(sources["tool_use"]) if "tool_use" in sources else self._default
         self._sources = list(sources.values())
+        self._markup = {m for text in self._sources for m in _SOFT_MARKUP.findall(text)}
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     @classmethod
@@ -111,11 +118,22 @@ class ChatTemplate:
 
         Raises UsageError where the template refuses the messages or fails.
         """
+        return self._render(messages, tools, add_generation_prompt, extra)
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+        kept: Iterable[str] = (),
+    ) -> str:
         program = self._tool_use if tools else self._default
         variables: dict[str, Any] = {"documents": None, **self._tokens, **_plain(extra)}
         variables["messages"] = self._prepared(_plain(messages))
         variables["tools"] = _plain(tools) if tools else None
-        return program.render(variables | {"add_generation_prompt": add_generation_prompt})
+        variables["add_generation_prompt"] = add_generation_prompt
+        return program.render(variables, kept)
 
     def encode(
         self,
@@ -130,12 +148,13 @@ class ChatTemplate:
         Equal to encode(render(…), special=True) where messages and tools spell none.
         """
         disguise = _disguise(tokenizer, [*self._sources, *_strings([messages, tools, extra])])
-        hide = _Hide(tokenizer, disguise)
-        text = self.render(
+        hide = _Hide(tokenizer, disguise, self._markup)
+        text = self._render(
             [hide.message(message) for message in messages],
             hide.value(tools) if tools else None,
             add_generation_prompt,
-            **hide.value(extra),
+            hide.value(extra),
+            disguise.values(),
         )
         return tokenizer.encode_marked(text, disguise)
 
@@ -162,7 +181,11 @@ class ChatTemplate:
     def _prepared(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages as templates expect them: arguments of calls as objects, and text as a string
         unless the template reads parts."""
-        for message in messages:
+        for i, message in enumerate(messages):
+            thoughts = [message[key] for key in _THOUGHTS if message.get(key) is not None]
+            if thoughts:  # one thing under three names
+                messages[i] = message = {"thinking": thoughts[0], **message}
+                message["reasoning_content"] = thoughts[0]
             content = message.get("content")
             if isinstance(content, list) and not self._takes_parts:
                 message["content"] = "\n".join(
@@ -177,10 +200,14 @@ class ChatTemplate:
 class _Hide:
     """Puts the stand-ins of `disguise` into the strings of messages and tools."""
 
-    def __init__(self, tokenizer: Tokenizer, disguise: Mapping[str, str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, disguise: Mapping[str, str], markup: Iterable[str]
+    ) -> None:
+        """markup: what the template looks for."""
         self._all = str.maketrans(dict(disguise))
-        soft = [t for t, i in tokenizer.control_tokens.items() if i not in tokenizer.special_ids]
-        pattern = "|".join(re.escape(token) for token in sorted(soft, key=len, reverse=True))
+        control, special = tokenizer.control_tokens, tokenizer.special_ids
+        soft = {text for text in {*control, *markup} if control.get(text) not in special}
+        pattern = "|".join(re.escape(text) for text in sorted(soft, key=len, reverse=True))
         self._soft = re.compile(f"({pattern})") if soft else None
 
     def value(self, value: Any) -> Any:
@@ -204,10 +231,12 @@ class _Hide:
 
 
 def _disguise(tokenizer: Tokenizer, strings: Iterable[str]) -> dict[str, str]:
-    """A private-use character, found in none of `strings`, for each that begins a control token."""
+    """A character that is in none of `strings` for each one that begins a control token."""
     firsts = sorted({token[0] for token in tokenizer.control_tokens})
     used = set().union(*strings)
-    free = (chr(c) for c in range(_FIRST_PRIVATE, _LAST_PRIVATE + 1) if chr(c) not in used)
+    free = [char for char in _STAND_INS if char not in used]
+    if len(free) < len(firsts):
+        raise UsageError("the messages hold every syllable of the Yi script: shorten them")
     return dict(zip(firsts, free, strict=False))
 
 

@@ -18,6 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
 from torch import Tensor
 
 from trivium.errors import TriviumError, UsageError
@@ -32,7 +35,7 @@ Grammar = str
 """A checked grammar, as llguidance has it."""
 
 
-def compile_json_schema(schema: Mapping[str, Any] | bool, *, compact: bool = False) -> Grammar:
+def compile_json_schema(schema: Mapping[str, Any], *, compact: bool = False) -> Grammar:
     """A grammar of the JSON texts that `schema` allows, on one line, as json.dumps writes them.
 
     compact leaves out the spaces after commas and colons. Raises UsageError for a schema that is
@@ -40,18 +43,23 @@ def compile_json_schema(schema: Mapping[str, Any] | bool, *, compact: bool = Fal
     """
     try:
         text = json.dumps(schema, ensure_ascii=False)
+        if not isinstance(schema, Mapping):
+            raise UsageError(f"a JSON schema must be an object, not {text[:60]}")
+        validator = validator_for(schema, default=Draft202012Validator)
+        fault = best_match(validator(validator.META_SCHEMA).iter_errors(schema))
     except (TypeError, ValueError) as error:
         raise UsageError(f"the JSON schema is not JSON: {error}") from error
-    if not isinstance(schema, Mapping | bool):
-        raise UsageError(f"a JSON schema must be an object, not {text[:60]}")
-    if isinstance(schema, bool):
-        text = "{}" if schema else '{"not": {}}'
+    except RecursionError as error:
+        raise UsageError("invalid JSON schema: it is nested too deeply") from error
+    if fault is not None:
+        message = " ".join(fault.message.split())
+        raise UsageError(f"invalid JSON schema: at {fault.json_path}: {message[:150]}")
     options: Any = {
         "whitespace_flexible": False,
         "item_separator": "," if compact else ", ",
         "key_separator": ":" if compact else ": ",
     }
-    grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+    grammar = LLMatcher.grammar_from_json_schema(_unicode(text), overrides=options)
     return _checked(grammar, "JSON schema")
 
 
@@ -60,7 +68,9 @@ def compile_regex(pattern: str) -> Grammar:
 
     The syntax is that of Rust's regex crate: no look-around, no back-references.
     """
-    return _checked(LLMatcher.grammar_from_regex(pattern), f"regular expression {_short(pattern)}")
+    return _checked(
+        LLMatcher.grammar_from_regex(_unicode(pattern)), f"regular expression {_short(pattern)}"
+    )
 
 
 def compile_choice(choices: Sequence[str]) -> Grammar:
@@ -69,17 +79,29 @@ def compile_choice(choices: Sequence[str]) -> Grammar:
         raise UsageError("a choice needs at least one text to choose from")
     if isinstance(choices, str) or not all(isinstance(c, str) and c for c in choices):
         raise UsageError(f"choices must be a list of texts that are not empty, not {choices!r:.80}")
-    alternatives = "\n    | ".join(
-        json.dumps(c, ensure_ascii=False) for c in dict.fromkeys(choices)
-    )
+    alternatives = "\n    | ".join(map(_quoted, dict.fromkeys(choices)))
     # As one terminal: the lexer then walks all choices at once, however many they are.
     lark = f"start: CHOICE\nCHOICE: {alternatives}"
-    return _checked(LLMatcher.grammar_from_lark(lark), "list of choices")
+    return _checked(LLMatcher.grammar_from_lark(_unicode(lark)), "list of choices")
 
 
 def compile_lark(grammar: str) -> Grammar:
     """A grammar in llguidance's dialect of Lark; its first rule is `start`."""
-    return _checked(LLMatcher.grammar_from_lark(grammar), "Lark grammar")
+    return _checked(LLMatcher.grammar_from_lark(_unicode(grammar)), "Lark grammar")
+
+
+def _quoted(text: str) -> str:
+    """A literal of Lark: JSON's, with \x7f escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        part = ascii(text[max(error.start - 10, 0) : error.end])
+        raise UsageError(f"half a surrogate pair, which is no Unicode text, in {part}") from error
+    return text
 
 
 def _short(text: str) -> str:
@@ -154,7 +176,7 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """Append a token that `mask` allowed. Raises ValueError for any other."""
-        if not self._matcher.validate_tokens([token]):
+        if token < 0 or not self._matcher.validate_tokens([token]):
             raise ValueError(f"token {token} is not allowed here")
         self._matcher.consume_token(token)
         self._sound()

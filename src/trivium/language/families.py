@@ -214,7 +214,9 @@ def hf_family(raw: Mapping[str, Any]) -> Family:
         if any(name in family.architectures for name in names):
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise UsageError(f"architecture {', '.join(names) or 'missing'} is not supported; known: {known}")
+    raise UsageError(
+        f"architecture {', '.join(names) or 'missing'} is not supported; known: {known}"
+    )
 
 
 def hf_config(family: Family, raw: Mapping[str, Any]) -> TransformerConfig:

@@ -81,7 +81,9 @@ def read_folder(folder: Path, device: torch.device, precision: str) -> Transform
     family = hf_family(raw)
     config = hf_config(family, raw)
     tensors = SafetensorsFolder(folder)
-    prefix = next((p for p in family.hf_prefixes if any(n.startswith(p) for n in tensors.names())), "")
+    prefix = next(
+        (p for p in family.hf_prefixes if any(n.startswith(p) for n in tensors.names())), ""
+    )
     # A tied head may be stored all the same.
     ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
     model = Transformer.empty(config)
@@ -116,7 +118,9 @@ def _placer(
         owner = model.get_submodule(owner_name)
         if isinstance(owner, Int8Linear):  # its weight came first
             owner.bias = tensor.to(device, dtype)
-        elif precision == "int8" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding):
+        elif (
+            precision == "int8" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding)
+        ):
             parent_name, _, child = owner_name.rpartition(".")
             module = Int8Linear.from_float(tensor.float()).to(device)
             setattr(model.get_submodule(parent_name), child, module)

@@ -8,7 +8,7 @@ operators that build big values are bounded, and so is the output.
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -43,8 +43,9 @@ class Program:
         except RecursionError as error:
             raise UsageError("broken chat template: nested too deeply") from error
 
-    def render(self, variables: Mapping[str, Any]) -> str:
-        self._environment.count.steps = 0
+    def render(self, variables: Mapping[str, Any], kept: Iterable[str] = ()) -> str:
+        """The text. `kept` are characters that are never escaped, not even by tojson."""
+        self._environment.run.steps, self._environment.run.kept = 0, tuple(kept)
         pieces, size = [], 0
         try:
             for piece in self._template.generate(**variables):
@@ -108,9 +109,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
         )
-        self.count = threading.local()
+        self.run = threading.local()
         del self.globals["lipsum"], self.filters["center"]  # they make text of any size
-        self.filters["tojson"] = _tojson
+        self.filters["tojson"] = self.tojson
         self.globals["namespace"] = _PublicNamespace
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
@@ -120,9 +121,29 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def tick(self) -> None:
-        self.count.steps += 1
-        if self.count.steps > MAX_STEPS:
+        self.run.steps += 1
+        if self.run.steps > MAX_STEPS:
             raise SecurityError(f"it takes more than {MAX_STEPS:,} steps")
+
+    def tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Plain JSON, where Jinja's own filter would escape < and > for HTML."""
+        text = json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+        for char in self.run.kept if ensure_ascii else ():
+            text = text.replace(f"\\u{ord(char):04x}", char)
+        return text
 
     def joined(self, *values: Any) -> str:
         texts = [str(value) for value in values]
@@ -176,19 +197,6 @@ def _size(value: Any) -> int:
 def _width(form: str) -> int:
     """The greatest number in a format, which may be a width."""
     return max((int(number[:12]) for number in re.findall(r"\d+", form)), default=0)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON, where Jinja's own filter would escape < and > for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise_exception(message: str) -> None:

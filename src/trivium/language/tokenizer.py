@@ -15,6 +15,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,21 @@ class Tokenizer:
         self.stop_ids = frozenset(i for i in ends if i is not None)
         self.vocab_size = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-        spec = json.loads(library.to_str())
-        # A text nobody can know in advance: what follows it is encoded as in the middle of a text.
-        self._anchor = f"\ue000{secrets.token_hex(16)}\ue001"
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(without(spec, self.control_tokens)))
-        self._plain.add_special_tokens([AddedToken(self._anchor, special=True, normalized=False)])
-        self._unknown = unknown_id(spec["model"])
-        self._spell, self._strips_space = speller(spec.get("decoder") or {})
+        decoder = library.decoder  # which pickles as its part of tokenizer.json
+        parts = {} if decoder is None else json.loads(decoder.__getstate__())
+        self._spell, self._strips_space = speller(parts)
         self._added = {i: token.content.encode() for i, token in added.items()}
         self._bytes: dict[int, bytes] = {}
+        # A text nobody can know in advance: what follows it is encoded as in the middle of a text.
+        self._anchor = f"\ue000{secrets.token_hex(16)}\ue001"
+
+    @cached_property
+    def _blind(self) -> tuple[tokenizers.Tokenizer, int | None]:
+        """The same tokenizer without its control tokens, and the id of its unknown token."""
+        spec = json.loads(self._marked.to_str())
+        plain = tokenizers.Tokenizer.from_str(json.dumps(without(spec, self.control_tokens)))
+        plain.add_special_tokens([AddedToken(self._anchor, special=True, normalized=False)])
+        return plain, unknown_id(spec["model"])
 
     def to_json(self) -> str:
         """The text of tokenizer.json."""
@@ -103,7 +110,7 @@ class Tokenizer:
         special: read control tokens in `text` as such; only for markup this program wrote
         wrap: add what the model expects around a text of its own: <s>, or [CLS] … [SEP]
         """
-        library = self._marked if special else self._plain
+        library = self._marked if special else self._blind[0]
         return _encoded(library, text, wrap=wrap).ids
 
     def encode_marked(self, text: str, disguise: Mapping[str, str]) -> list[int]:
@@ -117,32 +124,31 @@ class Tokenizer:
         encoding = _encoded(self._marked, text)
         if not any(stand_in in text for stand_in in disguise.values()):
             return encoding.ids
+        plain, unknown = self._blind
         reveal = str.maketrans({stand_in: real for real, stand_in in disguise.items()})
+        read, spans = encoding.ids, encoding.offsets
+        texts = {id: token for token, id in self.control_tokens.items()}
+        # Where a control token was read; the unknown token may also have been put for some text.
+        places = [
+            i
+            for i, id in enumerate(read)
+            if id in texts and (id != unknown or text[slice(*spans[i])].strip() == texts[id])
+        ]
         ids: list[int] = []
         first, start = 0, 0  # of the run between two control tokens: its first id, first character
-        for i in [*self._control_places(text, encoding), None]:
-            end = len(text) if i is None else encoding.offsets[i][0]
+        for i in [*places, len(read)]:
+            end = spans[i][0] if i < len(read) else len(text)
             run = text[start:end].translate(reveal)
             if run == text[start:end]:
-                ids += encoding.ids[first:i]
+                ids += read[first:i]
             elif start == 0:
-                ids += self._plain.encode(run, add_special_tokens=False).ids
+                ids += plain.encode(run, add_special_tokens=False).ids
             else:
-                ids += self._plain.encode(self._anchor + run, add_special_tokens=False).ids[1:]
-            if i is not None:
-                ids.append(encoding.ids[i])
-                first, start = i + 1, encoding.offsets[i][1]
+                ids += plain.encode(self._anchor + run, add_special_tokens=False).ids[1:]
+            if i < len(read):
+                ids.append(read[i])
+                first, start = i + 1, spans[i][1]
         return ids
-
-    def _control_places(self, text: str, encoding: tokenizers.Encoding) -> list[int]:
-        """Where in `encoding` a control token was read, not the unknown token put for some text."""
-        texts = {id: token for token, id in self.control_tokens.items()}
-        return [
-            i
-            for i, id in enumerate(encoding.ids)
-            if id in texts
-            and (id != self._unknown or text[slice(*encoding.offsets[i])].strip() == texts[id])
-        ]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to the text; none for an id that stands for no token."""

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+_TEMPORARY = ".trivium-"
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -73,15 +74,22 @@ def open_file(root: Path, parts: Sequence[str]) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
+def is_left_over(name: str) -> bool:
+    """Whether a file is what a process leaves that dies within `replacing`."""
+    return name.startswith(_TEMPORARY) and len(name) == len(_TEMPORARY) + 16
+
+
 @contextmanager
 def replacing(root: Path, parts: Sequence[str], mode: int | None = None) -> Iterator[BinaryIO]:
     """Write a file beside `parts`, then put it in its place: whole or not at all.
+
+    It is on the disk when the caller has flushed it there, within the block or later.
 
     Folders on the way are made. `mode` is exact; without it the file keeps the one it had, and a
     new file gets what the umask leaves.
     """
     with folder(root, parts[:-1], create=True) as handle:
-        name, temporary = parts[-1], f".trivium-{secrets.token_hex(8)}"
+        name, temporary = parts[-1], f"{_TEMPORARY}{secrets.token_hex(8)}"
         if mode is None and _exists(name, handle):
             mode = stat.S_IMODE(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,7 +98,6 @@ def replacing(root: Path, parts: Sequence[str], mode: int | None = None) -> Iter
             with os.fdopen(file, "wb") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
                 if mode is not None:
                     os.fchmod(stream.fileno(), mode)
             os.replace(temporary, name, src_dir_fd=handle, dst_dir_fd=handle)

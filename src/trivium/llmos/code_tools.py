@@ -30,6 +30,7 @@ WALKED = 1_000  # entries beyond those that code made
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?=[^\r\n])")
+_NOT_WRITABLE = re.compile("Permission denied|Read-only file system")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -120,7 +121,7 @@ class _Runner:
         for verb, names in (("wrote", change.files), ("deleted", change.deleted)):
             if names:
                 lines.append(f"[{verb} {_listed(names)}]")
-        if self.workspace.note and "Permission denied" in text:
+        if self.workspace.note and _NOT_WRITABLE.search(text):
             lines.append(f"[{self.workspace.note}]")
         return ToolOutput("\n".join(lines) or "[no output]", change.files, self._sources)
 
@@ -128,7 +129,11 @@ class _Runner:
 def _check(code: str) -> None:
     if "\0" in code:
         raise ToolError("the code holds a NUL character: leave it out")
-    if len(code.encode(errors="replace")) > CODE_BYTES:
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError:
+        raise ToolError("the code is not valid text: it holds half of a character") from None
+    if size > CODE_BYTES:
         raise ToolError(f"the code is longer than {CODE_BYTES} bytes: do it in several calls")
 
 

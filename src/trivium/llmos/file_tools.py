@@ -137,6 +137,8 @@ def _write(workspace: Workspace, path: str, text: str) -> ToolOutput:
         try:
             with beneath.replacing(workspace.root, workspace.parts(real)) as file:
                 file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise TriviumError(f"no space left on the disk while writing {real}") from error

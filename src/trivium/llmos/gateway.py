@@ -29,6 +29,8 @@ from trivium.llmos.labels import Label
 from trivium.llmos.messages import ToolCall, ToolResult
 from trivium.llmos.tools import Tool, ToolError, ToolOutput
 
+_LOGGED_FILES = 100
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -135,7 +137,8 @@ class Gateway:
             call,
             error=failure,
             content=output.text,
-            files=list(output.files),
+            files=list(output.files[:_LOGGED_FILES]),
+            file_count=len(output.files),
             sources=sorted(output.sources),
             seconds=round(seconds, 3),
             **({"traceback": trace} if trace else {}),

@@ -69,12 +69,8 @@ class RemoteModel:
 
         url = self._endpoint.url
         try:
-            with self._endpoint.client() as client:
-                response = self._post(client, self.request(messages, tools))
-                try:
-                    yield from self._read(response)
-                finally:
-                    response.close()
+            with self._endpoint.client() as client:  # whose end closes the connection
+                yield from self._read(self._post(client, self.request(messages, tools)))
         except httpx.TimeoutException as error:
             raise TriviumError(
                 f"{url} was silent for {self._endpoint.timeout:g} seconds: is it overloaded?"

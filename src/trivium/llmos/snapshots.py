@@ -12,13 +12,15 @@ of folders.
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import shutil
+import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -28,7 +30,8 @@ from trivium.llmos import beneath
 
 Kind = Literal["file", "folder", "link", "other"]
 _GRAIN = 50_000_000  # nanoseconds; file systems stamp changes with the kernel's tick, up to 10 ms
-_BLOCK = 4 * 2**20
+_SMALL = 128 * 2**10  # bytes
+_TABLE = "CREATE TABLE IF NOT EXISTS small (digest TEXT PRIMARY KEY, data BLOB)"
 _FICLONE = 0x40049409  # ioctl: share the blocks of another file, where the file system can
 
 
@@ -55,66 +58,81 @@ Manifest = dict[str, Entry]
 
 
 class Objects:
-    """File contents under their SHA-256, each kept once."""
+    """File contents by their SHA-256, each kept once: small ones in a table, large ones as files.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A table, because to make a file for each of thousands costs more than all else in a snapshot.
+    """
 
-    def path(self, digest: str) -> Path:
-        return self.folder / digest[:2] / digest[2:]
+    def __init__(self, folder: Path, small: sqlite3.Connection) -> None:
+        self.folder, self._small = folder, small
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path) -> Iterator["Objects"]:
+        """The store in `folder`. What the block puts in is there when it ends, and only then."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with closing(sqlite3.connect(folder / "small.sqlite")) as small, small:
+                small.execute(_TABLE)
+                yield cls(folder, small)
+        except sqlite3.Error as error:
+            raise TriviumError(
+                f"the undo store {folder.parent} cannot be used: {error}; removing that folder "
+                "starts a new one"
+            ) from error
 
     def put(self, file: BinaryIO) -> str:
         """Keep the contents of an opened file; their hash."""
-        data = file.read(_BLOCK)
-        if len(data) < _BLOCK:  # small: hash first, and write only what is new
+        data = file.read(_SMALL + 1)
+        if len(data) <= _SMALL:
             digest = hashlib.sha256(data).hexdigest()
-            if not self.path(digest).exists():
-                temporary = self._temporary()
-                temporary.write_bytes(data)
-                self._keep(temporary, digest)
+            self._small.execute("INSERT OR IGNORE INTO small VALUES (?, ?)", (digest, data))
             return digest
-        temporary = self._temporary()
+        temporary = self.folder / f"new-{secrets.token_hex(8)}"
         with temporary.open("wb+") as copy:
             try:
                 fcntl.ioctl(copy.fileno(), _FICLONE, file.fileno())
             except OSError:
                 copy.write(data)
-                while data := file.read(_BLOCK):
-                    copy.write(data)
+                shutil.copyfileobj(file, copy, 2**20)
             copy.seek(0)
             digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        self._keep(temporary, digest)
-        return digest
-
-    def _temporary(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return self.folder / f"new-{secrets.token_hex(8)}"
-
-    def _keep(self, temporary: Path, digest: str) -> None:
-        place = self.path(digest)
+        place = self._large(digest)
         place.parent.mkdir(exist_ok=True, mode=0o700)
         os.replace(temporary, place)
+        return digest
+
+    def _large(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest[2:]
+
+    def read(self, digest: str) -> io.BufferedIOBase:
+        """The contents with this hash. TriviumError where they are not there."""
+        row = self._small.execute("SELECT data FROM small WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            return io.BytesIO(row[0])
+        try:
+            return self._large(digest).open("rb")
+        except FileNotFoundError:
+            raise TriviumError(f"the undo store {self.folder.parent} lacks {digest}") from None
 
     def check(self, digest: str) -> None:
-        """TriviumError unless the content is there and whole."""
-        try:
-            with self.path(digest).open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
-        except FileNotFoundError:
-            whole = False
-        if not whole:
-            raise TriviumError(f"the undo store is damaged: {self.path(digest)} is not whole")
+        """TriviumError unless the contents are there and whole."""
+        with self.read(digest) as contents:
+            if hashlib.file_digest(contents, "sha256").hexdigest() != digest:
+                raise TriviumError(f"the undo store {self.folder.parent} is damaged at {digest}")
 
-    def keep_only(self, digests: Iterable[str]) -> None:
+    def keep_only(self, wanted: Container[str]) -> None:
         """Remove all other contents, and what a crash left half-written."""
-        wanted = set(digests)
-        for outer in os.scandir(self.folder) if self.folder.exists() else ():
-            if not outer.is_dir():
-                os.unlink(outer.path)
-                continue
-            for inner in os.scandir(outer.path):
-                if outer.name + inner.name not in wanted:
-                    os.unlink(inner.path)
+        kept = self._small.execute("SELECT digest FROM small").fetchall()
+        self._small.executemany(
+            "DELETE FROM small WHERE digest = ?", [row for row in kept if row[0] not in wanted]
+        )
+        for path in self.folder.glob("new-*"):
+            path.unlink()
+        for path in self.folder.glob("??/*"):
+            if path.parent.name + path.name not in wanted:
+                path.unlink()
 
 
 def scan(
@@ -268,8 +286,10 @@ def _put(root: Path, parts: list[str], entry: Entry, objects: Objects) -> None:
         with beneath.folder(root, parts[:-1], create=True) as handle:
             os.symlink(str(entry.content), parts[-1], dir_fd=handle)
     else:
-        kept = objects.path(str(entry.content))
-        with beneath.replacing(root, parts, entry.mode) as copy, kept.open("rb") as contents:
-            shutil.copyfileobj(contents, copy)
+        with (
+            beneath.replacing(root, parts, entry.mode) as copy,
+            objects.read(str(entry.content)) as contents,
+        ):
+            shutil.copyfileobj(contents, copy, 2**20)
             copy.flush()
             os.utime(copy.fileno(), ns=(entry.modified, entry.modified))

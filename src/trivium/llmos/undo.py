@@ -19,13 +19,14 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import Refused, UsageError
+from trivium.errors import NotFound, Refused, TriviumError, UsageError
 from trivium.files import state_home, write_atomic, writing
+from trivium.llmos import beneath
 from trivium.llmos.confirmation import visible
 from trivium.llmos.snapshots import Entry, Manifest, Objects, restore, scan
 
@@ -70,8 +71,8 @@ class UndoStore:
         self._prefix = "".join(f"{name}/" for name in prefix)
         name = hashlib.sha256(os.fsencode(area)).hexdigest()[:24]
         self.folder = state_home() / "undo" / name
-        self._objects = Objects(self.folder / "objects")
         self._max_files, self._max_bytes, self._max_steps = max_files, max_bytes, max_steps
+        self._saved: Manifest | None = None  # what index.json holds
 
     @contextmanager
     def recording(self, label: str) -> Iterator[Change]:
@@ -123,7 +124,10 @@ class UndoStore:
                 )
             if touched:
                 self._begin(f"forced undo of {record['label']}", now)
-            lost = restore(self.area, before | _ways(now, before), self._objects)
+            stale = {path: None for path in now if beneath.is_left_over(path.rpartition("/")[2])}
+            with self._objects() as objects:
+                lost = restore(self.area, stale | before | _ways(now, before), objects)
+            os.sync()  # the step goes only when what it brought back is on the disk
             steps[-1].unlink()
             if touched:
                 self._end(now)
@@ -132,9 +136,15 @@ class UndoStore:
             return _description(record["label"], before, lost)
 
     def _look(self) -> tuple[Manifest, bool]:
+        if not self.area.is_dir():
+            raise NotFound(f"no such folder: {self.area}; it was there before")
         index = self.folder / "index.json"
-        known = _manifest(self._read(index)) if index.exists() else {}
-        return scan(self.area, known, self._objects, self._max_files, self._max_bytes)
+        self._saved = _manifest(self._read(index)) if index.exists() else None
+        with self._objects() as objects:
+            return scan(self.area, self._saved or {}, objects, self._max_files, self._max_bytes)
+
+    def _objects(self) -> AbstractContextManager[Objects]:
+        return Objects.opened(self.folder / "objects")
 
     def _begin(self, label: str, before: Manifest) -> None:
         self._save_index(before)
@@ -204,20 +214,26 @@ class UndoStore:
                 path.unlink()
             else:
                 wanted |= {str(entry.content) for entry in files}
-        self._objects.keep_only(wanted)
+        with self._objects() as objects:
+            objects.keep_only(wanted)
 
     def _steps(self) -> list[Path]:
         return sorted((self.folder / "steps").glob("*.json"))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        try:
+            record: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise TriviumError(f"{path} is damaged; removing {self.folder} starts anew") from error
         return record
 
     def _write(self, path: Path, record: Mapping[str, Any]) -> None:
         write_atomic(path, json.dumps(record, separators=(",", ":")))
 
     def _save_index(self, manifest: Manifest) -> None:
-        self._write(self.folder / "index.json", manifest)
+        if manifest != self._saved:
+            self._write(self.folder / "index.json", manifest)
+            self._saved = manifest
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -256,13 +272,11 @@ def _entries(record: Mapping[str, Any]) -> dict[str, Entry | None]:
 def _touched_since(
     now: Manifest, before: Mapping[str, Entry | None], after: Mapping[str, Entry | None]
 ) -> list[str]:
-    """Paths of a step that are no longer as it left them, nor as they were before it."""
+    """Paths that hold neither what a step left there nor what was there before it."""
 
     def differs(path: str) -> bool:
-        entry = now.get(path)
-        if entry is None:
-            return after[path] is not None and before[path] is not None
-        return not (entry.same(after[path]) or entry.same(before[path]))
+        entry = now.get(path)  # nothing is lost by bringing back what has gone since
+        return entry is not None and not (entry.same(after[path]) or entry.same(before[path]))
 
     touched = {path for path in before if differs(path)} | _ways(now, before).keys()
     new_folders = {path for path, entry in before.items() if entry is None}

@@ -31,6 +31,9 @@ What is not covered.
     - Without namespaces, chmod, chown and utime succeed without effect, even in the folder, for the
       kernel has no way to allow them there alone.
     - Below Landlock ABI 6 and without namespaces, a terminal command cannot signal its children.
+    - Run as root, code has nobody as its real user, for only so its processes can be counted. Then
+      access(2) answers for nobody, which confuses git in a private folder, and the C library takes
+      TMPDIR from programs. Better not be root.
     - Limits on memory of several processes together, and on disk, are watched twenty times a
       second: a program may overshoot by what it can take in that time.
     - The processors themselves: confined code may keep them busy until its time is over.

@@ -10,16 +10,22 @@ from trivium.llmos.sandbox.libc import architecture
 
 @dataclass(frozen=True)
 class Level:
-    """`landlock` is its ABI (0: missing); `missing` names what has to be there and is not.
-
-    `without_namespaces` says why there are none, "" when there are.
-    """
+    """`landlock` is its ABI (0: missing). `without_namespaces` says why there are none, "" if there
+    are; `failure` what else stands in the way of running code."""
 
     landlock: int
     seccomp: bool
     namespaces: bool
     without_namespaces: str = ""
-    missing: tuple[str, ...] = ()
+    failure: str = ""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What has to be there and is not."""
+        if self.failure:
+            return (self.failure,)
+        there = {"Landlock": self.landlock > 0, "seccomp": self.seccomp}
+        return tuple(name for name, found in there.items() if not found)
 
     @property
     def usable(self) -> bool:
@@ -49,23 +55,19 @@ def probe() -> Level:
     try:
         architecture()
     except Refused:
-        return Level(0, False, False, missing=("Linux on x86_64 or aarch64",))
-    abi, filters = landlock.version(), seccomp.available()
-    missing = [name for name, there in (("Landlock", abi), ("seccomp", filters)) if not there]
-    if missing:
-        return Level(abi, filters, False, missing=tuple(missing))
+        return Level(0, False, False, failure="Linux on x86_64 or aarch64")
+    level = Level(landlock.version(), seccomp.available(), namespaces=True)
+    if not level.usable:
+        return replace(level, namespaces=False)
     from trivium.llmos.sandbox.jail import NamespacesRefused
     from trivium.llmos.sandbox.supervisor import trial
 
-    level = Level(abi, True, True)
     try:
-        trial(level)
-    except NamespacesRefused as error:
-        level = replace(level, namespaces=False, without_namespaces=str(error))
         try:
             trial(level)
-        except TriviumError as failure:
-            return replace(level, missing=(str(failure),))
-    except TriviumError as failure:
-        return replace(level, missing=(str(failure),))
+        except NamespacesRefused as error:
+            level = replace(level, namespaces=False, without_namespaces=str(error))
+            trial(level)
+    except TriviumError as error:
+        return replace(level, failure=str(error))
     return level

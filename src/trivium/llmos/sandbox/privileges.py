@@ -72,8 +72,12 @@ def bind_process_limit(processes: int, *, alone: bool) -> None:
     The kernel counts by user and user namespace. Without one, whatever else this user runs counts
     too, some of it perhaps out of our sight: then the limit is raised until a process can start.
     """
-    # In the namespace of an ordinary user, the keeper and process 1 count as well.
-    limit = processes + (2 if alone else _processes_of(os.getuid()))
+    user = os.getuid()
+    if not alone:
+        others = _processes_of(user)
+    else:  # the keeper and process 1, which are root where the real user here is nobody
+        others = 2 if user == os.geteuid() else 0
+    limit = processes + others
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     highest = hard if hard != resource.RLIM_INFINITY else 1 << 22
     limit = min(limit, highest)

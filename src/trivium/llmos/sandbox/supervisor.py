@@ -78,13 +78,15 @@ class Sandbox:
         found = {
             "PATH": f"{Path(sys.prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.scratch),
-            "TMPDIR": str(self.scratch),
+            # The C library takes TMPDIR from programs whose real user is not the effective one.
+            **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self.scratch)),
             "LANG": "C.UTF-8",
             "MPLBACKEND": "Agg",
             "MPLCONFIGDIR": str(self.scratch / ".matplotlib"),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
             "PYTHONDONTWRITEBYTECODE": "1",
+            "GIT_CONFIG_NOSYSTEM": "1",
             # Each arena reserves address space, which `Limits.memory` counts.
             "MALLOC_ARENA_MAX": "2",
         }
@@ -128,8 +130,12 @@ class Sandbox:
         cwd: the folder it starts in, by default the first writable one
         merge: standard error goes where standard output goes, in order
         """
-        if not argv or any("\0" in text for text in argv):
-            raise UsageError(f"not a command line: {list(argv)!r}")
+        try:
+            usable = bool(argv) and all(b"\0" not in os.fsencode(text) for text in argv)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise UsageError(f"not a command line: {list(argv)!a}")
         limits = limits or self.limits
         cwd = cwd or (self.writable or [self.scratch])[0]
         jail = Jail(

@@ -1,8 +1,11 @@
 """What running code uses, all its processes together: the limits that no rlimit can hold."""
 
 import contextlib
+import errno
 import os
 import resource
+import stat
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from trivium.llmos.sandbox.limits import Limits
 # Never fill a disk to the brim, whoever else is writing to it.
 DISK_RESERVE = 256 << 20
 FILES = 100_000
+CLOCK_GRAIN = 20_000_000  # nanoseconds by which the times of files may lag behind the clock
 # The keeper's process 1, and one that has ended and is not reaped yet.
 SPARE_PROCESSES = 2
 
@@ -30,7 +34,8 @@ class Watch:
 
     def restart(self) -> None:
         """Count growth from this moment."""
-        self.since = time.time_ns()
+        self.since = time.time_ns() - CLOCK_GRAIN
+        self.next_count = 0.0
         # One folder for each file system.
         self.disks = {os.stat(folder).st_dev: folder for folder in self.folders}
         self.free = {device: _free(folder) for device, folder in self.disks.items()}
@@ -56,37 +61,51 @@ class Watch:
         return memory, tasks
 
     def _disk_is_exceeded(self) -> bool:
-        """Whether the folders grew too much.
-
-        The disk's free space is cheap to ask and sees files without a name too, but others use the
-        disk as well: only when it shrank are the files counted that changed since the start.
-        """
-        limit = self.limits.disk_bytes
         for device, folder in self.disks.items():
             bytes_before, files_before = self.free[device]
             bytes_now, files_now = _free(folder)
-            lost = bytes_before - bytes_now
-            if bytes_now < DISK_RESERVE and lost > 0:
+            if files_before - files_now > FILES:
                 return True
-            if files_before - files_now > FILES or lost > 2 * limit:
+            if bytes_now < DISK_RESERVE and bytes_now < bytes_before:
                 return True
-            if lost > limit // 2 and self._changed_bytes() > limit:
-                return True
-        return False
+        now = time.monotonic()
+        if now < self.next_count:
+            return False
+        written = self._changed_bytes() + self._nameless_bytes()
+        # Counting a full folder takes a while: not more than a tenth of the time.
+        self.next_count = time.monotonic() + 10 * (time.monotonic() - now)
+        return written > self.limits.disk_bytes
 
     def _changed_bytes(self) -> int:
+        """Bytes of the files that changed since the start; no program can set their ctime."""
         total = 0
         waiting = [str(folder) for folder in self.folders]
         while waiting:
-            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    else:
+            try:
+                with os.scandir(waiting.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                            continue
                         found = entry.stat(follow_symlinks=False)
                         if found.st_ctime_ns >= self.since:
                             total += found.st_blocks * 512
+            except OSError as error:
+                # Only made to hide: what lies deeper than a path can name, nobody can count.
+                if error.errno == errno.ENAMETOOLONG:
+                    return sys.maxsize
         return total
+
+    def _nameless_bytes(self) -> int:
+        """Bytes of files that are open but have no name any more."""
+        sizes: dict[tuple[int, int], int] = {}
+        for pid in descendants(self.keeper):
+            with contextlib.suppress(OSError):
+                for number in os.listdir(f"/proc/{pid}/fd"):
+                    found = os.stat(f"/proc/{pid}/fd/{number}")
+                    if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                        sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+        return sum(sizes.values())
 
 
 def _free(folder: Path) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import io
 import json
 import linecache
 import os
+import signal
 import sys
 import types
 import warnings
@@ -60,6 +61,10 @@ def serve(requests: int, replies: int, site_folders: list[str], plots_folder: st
     streams = [
         io.TextIOWrapper(output, "utf-8", "backslashreplace", line_buffering=True) for _ in range(2)
     ]
+    # As Python itself has them: errors, not sudden ends.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
