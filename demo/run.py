@@ -1,4 +1,4 @@
-"""The demonstration behind `make demo`: the requests of requests.txt, one conversation, real tools.
+"""The demonstration behind `make demo`: the requests of requests.txt, in one conversation.
 
 It is what `trivium chat` does, with the person played by a file.
 """
@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 from trivium import hub
 from trivium.cli.render import Screen
-from trivium.cli.session import Session, Settings
+from trivium.cli.session import Session
+from trivium.cli.settings import Settings
 from trivium.llmos.messages import Answer, Message
 
 HERE = Path(__file__).parent
@@ -19,16 +20,18 @@ HERE = Path(__file__).parent
 def main() -> int:
     with TemporaryDirectory() as folder:
         workspace = Path(shutil.copytree(HERE / "workspace", Path(folder) / "workspace"))
-        settings = Settings(model=hub.DEFAULT, workspace=workspace)
-        with Session(settings, Screen()) as session:
+        print("The LLM OS at work: a small model on this machine, and its tools in a sandbox.")
+        with Session(Settings(hub.DEFAULT, workspace), Screen()) as session:
             for request in (HERE / "requests.txt").read_text().splitlines():
-                print(f"\n\x1b[1myou:\x1b[0m {request}" if sys.stdout.isatty() else f"\nyou: {request}", flush=True)
+                print(f"\n> {request}", flush=True)
                 if not isinstance(session.answer(Message("user", request)), Answer):
                     return 1
+    command = Path(sys.executable).with_name("trivium")
     print(
-        "\nThat was SmolLM2-135M on this machine, offline. It is small: it often errs.\n"
-        f"Go on:  {Path(sys.executable).with_name('trivium')} chat\n"
-        '   or:  trivium run "…" · trivium --help · README.md'
+        "\nThat was SmolLM2-135M, offline. It is small, and often wrong; the tools are not.\n"
+        f"Talk with it:          {command} chat\n"
+        f'One request:           {command} run "What is 12! / 7?"\n'
+        f"What else works here:  {command} doctor"
     )
     return 0
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from trivium import hub
 from trivium.errors import NotFound
 

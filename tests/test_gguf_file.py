@@ -9,6 +9,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType as Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trivium.errors import NotFound, TriviumError, UsageError
 from trivium.gguf_file import GGUFFile
 
@@ -122,7 +123,8 @@ def test_every_truncation_is_noticed(file: Path, tmp_path: Path) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_headers_raise_only_our_errors(file: Path, data: st.DataObject) -> None:
-    """Whatever bytes of the header change, reading ends, quickly, with a result or one clear line."""
+    """Whatever bytes of the header change, reading ends, quickly, with a result or one clear
+    line."""
     damaged = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, 900))] = data.draw(st.integers(0, 255))

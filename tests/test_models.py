@@ -1,4 +1,5 @@
-"""One runner over the registry: every kind has a forward, a backward, and comes back from the disk."""
+"""One runner over the registry: every kind has a forward, a backward, and comes back from the
+disk."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
 from trivium.checkpoint import save
 from trivium.errors import NotFound, TriviumError, UsageError
 from trivium.language.transformer import TransformerConfig

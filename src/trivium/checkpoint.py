@@ -42,7 +42,8 @@ def transpose(tensor: Tensor, config: Any) -> Tensor:
 
 
 def unpair(heads_field: str) -> Callable[[Tensor, Any], Tensor]:
-    """Rows of a rotary projection from neighbouring pairs (GGUF) to halves: (H·D/2·2, …) → (H·2·D/2, …).
+    """Rows of a rotary projection from neighbouring pairs (GGUF) to halves: (H·D/2·2, …) →
+    (H·2·D/2, …).
 
     `heads_field` names the config field that holds the number of heads.
     """
@@ -162,7 +163,9 @@ def fill(
             try:
                 pieces.append(part.change(tensor, config) if part.change else tensor)
             except RuntimeError as error:
-                raise UsageError(f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}") from None
+                raise UsageError(
+                    f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}"
+                ) from None
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if whole.shape != shape:
             raise UsageError(

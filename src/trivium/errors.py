@@ -4,7 +4,7 @@ Each message is one line that names the offending value and the way out. The com
 without a traceback and leaves with `exit_code`:
 
     TriviumError   1   something went wrong that the caller can understand
-    ├── UsageError 2   the request itself is wrong: a bad value, an unreadable file, an invalid schema
+    ├── UsageError 2   the request itself is wrong: a bad value, an unreadable file
     ├── Refused    3   an action was refused, or needed an approval nobody gave
     └── NotFound   4   a model, file or conversation that does not exist
 

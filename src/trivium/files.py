@@ -55,13 +55,12 @@ def writing(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}: free some, or set TRIVIUM_HOME "
                 "to a folder on another disk"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise TriviumError(f"cannot write {path}: {error.strerror}") from error
-        raise
+        raise TriviumError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` beside `path`, flush it to the disk, then rename: readers see old or new, never half."""
+    """Write `data` beside `path`, flush it to the disk, then rename: readers see old or new, never
+    half."""
     payload = data.encode() if isinstance(data, str) else data
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

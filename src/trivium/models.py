@@ -20,9 +20,7 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
 }
 
 
-def load(
-    path: Path, *, device: str = "auto", precision: Precision = "auto"
-) -> LanguageModel:
+def load(path: Path, *, device: str = "auto", precision: Precision = "auto") -> LanguageModel:
     """A published language model, from a Hugging Face folder or a GGUF file, ready to generate."""
     return load_pretrained(path, device=device, precision=precision)
 
@@ -49,5 +47,7 @@ def load_checkpoint(folder: Path) -> nn.Module:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise UsageError(f"{folder} does not fit its config: {' '.join(str(error).split())}") from None
+        raise UsageError(
+            f"{folder} does not fit its config: {' '.join(str(error).split())}"
+        ) from None
     return model

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trivium.errors import UsageError
 from trivium.language.constrain import compile_choice, compile_json_schema, compile_regex
 from trivium.language.engine import ContextOverflow, End, Engine, Request, Token, common_prefix

@@ -102,7 +102,7 @@ def merging() -> Tokenizer:
     )
     library.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     library.decoder = tokenizers.decoders.Metaspace(prepend_scheme="never")
-    library.add_special_tokens(["<unk>", "</s>"])
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
     return Tokenizer(library, eos=vocabulary["</s>"])
 
 

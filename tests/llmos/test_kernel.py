@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from trivium.errors import TriviumError
 from trivium.llmos.chat_model import ScriptedModel
 from trivium.llmos.gateway import Gateway
@@ -171,8 +172,17 @@ def test_extend_rebuilds_what_the_model_saw() -> None:
     assert history[-1] == Message("assistant", "It is 84.")
 
 
-def test_extend_drops_a_call_without_a_result() -> None:
+def test_extend_notes_a_call_without_a_result() -> None:
     events: list[Event] = [TextDelta("I will "), call(), ToolResult(call(), "42"), call(key="c2")]
     history = extend(USER, events)
-    assert [message.role for message in history] == ["user", "assistant", "tool"]
-    assert history[1].tool_calls == (call(),)
+    assert [message.role for message in history] == ["user", *["assistant", "tool"] * 2]
+    assert history[1] == Message("assistant", "I will ", (call(),))
+    assert history[3].tool_calls == (call(key="c2"),) and "interrupted" in history[4].text
+
+
+def test_calls_of_one_step_are_kept_apart() -> None:
+    both = (call(), call('{"number": 4}', key="c2"), Finish("tool_calls"))
+    model = ScriptedModel(both, "42 and 8")
+    history = extend(USER, turn(model))
+    assert history[: len(model.calls[-1])] == list(model.calls[-1])
+    assert [message.text for message in history if message.role == "tool"] == ["42", "8"]

@@ -82,3 +82,4 @@ def test_random_system_calls_change_nothing_outside(level: str) -> None:
     result = battery("fuzz", level, "self")
     assert [seed for seed in result["attacks"] if seed["claim"] or seed["traces"]] == []
     assert result["traces"] == []
+    assert sum(seed["error"] == "" for seed in result["attacks"]) >= 6

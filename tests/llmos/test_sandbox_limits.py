@@ -95,7 +95,7 @@ def test_the_parent_counts_processes_too(sandbox: Sandbox) -> None:
         return job(argv, cwd, replace(limits, processes=2000))
 
     sandbox.job = unbound  # type: ignore[method-assign]
-    done = python(sandbox, FORKS + "\ntime.sleep(10)")
+    done = python(sandbox, FORKS + "\ntime.sleep(10)", memory=8 << 30)
     assert done.reason == "processes"
     assert done.seconds < 3
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+
 from trivium.errors import UsageError
 from trivium.nn.attention import KVCache, SelfAttention, attend
 from trivium.nn.mlp import MLP, SwiGLU
@@ -129,7 +130,9 @@ def test_int8_rounds_to_the_nearest_step() -> None:
     # The largest weight of a row may be clamped when its scale was rounded down.
     assert ((back - weight).abs() <= step * 1.001).all()
     assert ((back - weight).abs() <= step * 0.501).float().mean() > 0.97
-    torch.testing.assert_close(rounded.rows(torch.tensor([3, 3])).float()[0], back[3], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(
+        rounded.rows(torch.tensor([3, 3])).float()[0], back[3], rtol=0.01, atol=0.01
+    )
 
 
 def test_a_row_of_zeros_stays_zero() -> None:

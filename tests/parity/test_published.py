@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from trivium.gguf_file import GGUFFile
 from trivium.language.pretrained import load_pretrained, read_gguf
 
@@ -55,5 +56,8 @@ def test_reduced_precision_keeps_the_quality(
     default_model: Path, ids: torch.Tensor, expected: torch.Tensor, precision: str
 ) -> None:
     """Perplexity within 1 % of full precision."""
-    full, reduced = perplexity(expected, ids), perplexity(logits(default_model, ids, precision), ids)
+    full, reduced = (
+        perplexity(expected, ids),
+        perplexity(logits(default_model, ids, precision), ids),
+    )
     assert abs(reduced / full - 1) < 0.01, (full, reduced)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from trivium.language.pretrained import read_folder
 from trivium.language.transformer import Transformer
 from trivium.nn.attention import KVCache
@@ -132,7 +133,9 @@ def test_shards_and_bare_names(pair: tuple[Any, Path], tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     tensors = load_file(folder / "model.safetensors")
-    save_file({k.removeprefix("transformer."): v for k, v in tensors.items()}, bare / "model.safetensors")
+    save_file(
+        {k.removeprefix("transformer."): v for k, v in tensors.items()}, bare / "model.safetensors"
+    )
     (bare / "config.json").write_text((folder / "config.json").read_text())
     assert_equal(read_folder(bare, CPU, "float32"), whole)
 
@@ -146,6 +149,7 @@ def assert_equal(model: Transformer, state: dict[str, torch.Tensor]) -> None:
 
 def test_misfits_are_named(pair: tuple[Any, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
+
     from trivium.errors import UsageError
 
     _, folder = pair

@@ -50,7 +50,8 @@ model: Decorator[Any] = click.option(
     envvar="TRIVIUM_MODEL",
     default=_default_model,
     shell_complete=_complete_model,
-    help="A name of `trivium models`, a folder or GGUF file, or a Hugging Face repository.",
+    help="A name of `trivium models`, a folder or GGUF file, a Hugging Face repository, or "
+    "remote:NAME (behind OPENAI_BASE_URL).",
 )
 system: Decorator[Any] = click.option(
     "-s", "--system", metavar="TEXT", help="Instructions that the model reads first."

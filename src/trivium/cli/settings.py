@@ -18,20 +18,20 @@ class Settings:
     """The options of a session, under their names on the command line."""
 
     model: str
-    model_given: bool
-    system: str | None
     workspace: Path
-    tools: bool
-    yes: bool
-    max_steps: int
-    max_tokens: int | None
-    max_seconds: float
-    temperature: float | None
-    seed: int | None
-    device: str | None
-    threads: int | None
-    offline: bool
-    continue_: bool
+    model_given: bool = True
+    system: str | None = None
+    tools: bool = True
+    yes: bool = False
+    max_steps: int = Budget.steps
+    max_tokens: int | None = None
+    max_seconds: float = Budget.seconds
+    temperature: float | None = None
+    seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    offline: bool = False
+    continue_: bool = False
 
     @property
     def budget(self) -> Budget:

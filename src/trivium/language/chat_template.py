@@ -60,8 +60,8 @@ class ChatTemplate:
         default = sources.get("default", next(iter(sources.values())))
         self._default = Program(default)
         self._tool_use = Program(sources["tool_use"]) if "tool_use" in sources else self._default
-        self._sources = list(sources.values())
-        self._markup = {m for text in self._sources for m in _SOFT_MARKUP.findall(text)}
+        self.sources = tuple(sources.values())
+        self._markup = {m for text in self.sources for m in _SOFT_MARKUP.findall(text)}
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     @classmethod
@@ -147,7 +147,7 @@ class ChatTemplate:
 
         Equal to encode(render(…), special=True) where messages and tools spell none.
         """
-        disguise = _disguise(tokenizer, [*self._sources, *_strings([messages, tools, extra])])
+        disguise = _disguise(tokenizer, [*self.sources, *_strings([messages, tools, extra])])
         hide = _Hide(tokenizer, disguise, self._markup)
         text = self._render(
             [hide.message(message) for message in messages],

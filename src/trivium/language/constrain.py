@@ -154,7 +154,7 @@ class Constraint:
     @property
     def complete(self) -> bool:
         """The text so far is a whole one; it may end here, or go on if the grammar allows."""
-        return self._matcher.is_accepting() and not self._matcher.is_error()
+        return self._matcher.is_accepting()
 
     @property
     def finished(self) -> bool:

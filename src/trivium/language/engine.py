@@ -1,7 +1,7 @@
 """The engine: prefill a prompt once, then decode token by token from the cache.
 
-`Engine` keeps the caches of the last prompts in slots. A new prompt takes over the slot with which it
-shares the longest beginning and computes only what differs, so that the second turn of a
+`Engine` keeps the caches of the last prompts in slots. A new prompt takes over the slot with which
+it shares the longest beginning and computes only what differs, so that the second turn of a
 conversation, or the next request behind the same instructions, does not pay for the first again.
 Cached and uncached decoding give the same logits, up to the order of summation.
 
@@ -98,7 +98,7 @@ class Engine:
     def fingerprint(self) -> str:
         """Tells models apart: a hash of the config and of some vectors of the embedding."""
         ids = torch.arange(0, self.model.config.vocab_size, 97, device=self.language_model.device)
-        rows = self.model.embedding.rows(ids).float().cpu().numpy().tobytes()
+        rows = self.model.embedding.rows(ids).detach().float().cpu().numpy().tobytes()
         return hashlib.sha256(repr(self.model.config).encode() + rows).hexdigest()
 
     # -- generation -----------------------------------------------------------------------------
@@ -137,7 +137,8 @@ class Engine:
         yield End(reason, rest + stops.flush(), len(prompt), len(made), cached)
 
     def room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
-        """How many tokens may follow `prompt`. Raises ContextOverflow, or UsageError if it is empty."""
+        """How many tokens may follow `prompt`. Raises ContextOverflow, or UsageError if it is
+        empty."""
         if not prompt:
             raise UsageError("the prompt is empty")
         free = self.context - len(prompt)
@@ -145,7 +146,8 @@ class Engine:
             asked = f" and {max_tokens} tokens of answer" if max_tokens is not None else ""
             raise ContextOverflow(
                 f"a prompt of {len(prompt)} tokens{asked} does not fit the context of "
-                f"{self.context} tokens of {self.language_model.name}"
+                f"{self.context} tokens of {self.language_model.name}: shorten the input, ask for "
+                "less, or start a new conversation"
             )
         return free if max_tokens is None else max_tokens
 
@@ -199,7 +201,8 @@ class Engine:
     def features(
         self, texts: Sequence[str], layers: Sequence[int], *, before: str = "", after: str = ""
     ) -> Tensor:
-        """What the model makes of each text: the mean of its tokens' vectors after each of `layers`,
+        """What the model makes of each text: the mean of its tokens' vectors after each of
+        `layers`,
         side by side, float32 (N, C·len(layers)). `before` and `after` give context and are not
         averaged."""
         head, tail = self.tokenizer.encode(before), self.tokenizer.encode(after)

@@ -1,5 +1,6 @@
 """Families of published language models, each a literal table: how its config and its weights are
-named on the Hugging Face hub and in GGUF files, in terms of our `TransformerConfig` and `Transformer`.
+named on the Hugging Face hub and in GGUF files, in terms of our `TransformerConfig` and
+`Transformer`.
 
 To add a family, add a `Family`; no code of the model changes unless it has a part that is new.
 """

@@ -26,7 +26,8 @@ Precision = Literal["auto", "int8", "bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Everything that text generation needs. `template` is None for a model that is no assistant."""
+    """Everything that text generation needs. `template` is None for a model that is no
+    assistant."""
 
     name: str
     model: Transformer

@@ -135,7 +135,8 @@ class Transformer(nn.Module):
                 parameter.normal_(0, 0.02)
 
     def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) → the normalised stream (B, T, C). With a cache, ids continue what it holds."""
+        """ids (B, T) → the normalised stream (B, T, C). With a cache, ids continue what it
+        holds."""
         start = cache.length if cache is not None else 0
         x, angles = self.position(self.embedding.rows(ids), start)
         for i, block in enumerate(self.layers):

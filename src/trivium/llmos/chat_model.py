@@ -3,8 +3,8 @@
     stream(messages, tools) -> TextDelta* ToolCall* … Finish
 
 `RemoteModel` (trivium.llmos.remote) speaks to any OpenAI-compatible endpoint, `LocalModel`
-(trivium.llmos.local) wraps an engine of this package, `ScriptedModel` below plays a fixed script for
-tests and demonstrations.
+(trivium.llmos.local) wraps an engine of this package, `ScriptedModel` below plays a fixed script
+for tests and demonstrations.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,8 @@ from trivium.llmos.tools import Tool
 
 
 class ChatModel(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def stream(
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()

@@ -29,7 +29,7 @@ from trivium.llmos.tools import Tool
 DEPTHS = (0.2, 0.4, 0.6, 0.8)  # of the layers whose vectors are used
 BEFORE, AFTER = "Request: ", "\nTool:"
 RIDGE = 100.0
-SHOWN = 8  # examples in a prompt for arguments
+SHOWN = 5  # examples in a prompt for arguments
 LONGEST_ARGUMENT = 256  # tokens
 LONGEST_REQUEST = 600  # characters; of a longer one, beginning and end are looked at
 
@@ -141,7 +141,7 @@ def fill_arguments(
         try:
             value = json.loads(text)
         except ValueError:  # cut off at LONGEST_ARGUMENT, or a copy that ends within an escape
-            value = text.strip().strip('"')
+            value = text.strip().strip('"') if schema.get("type") == "string" else default
         if isinstance(value, str):
             value = value.strip()  # a copy may begin with the space before a word
         if name in tool.parameters.get("required", ()) or value != default:
@@ -187,8 +187,7 @@ def _lines(arguments: Mapping[str, Any], order: Mapping[str, Any]) -> str:
 def _generate(engine: Engine, prompt: str, grammar: Grammar) -> tuple[str, End]:
     ids = engine.tokenizer.encode(prompt)
     events = engine.generate(Request(ids, max_tokens=LONGEST_ARGUMENT, grammar=grammar))
-    pieces = [event for event in events]
+    pieces = list(events)
     end = pieces[-1]
     assert isinstance(end, End)
     return "".join(event.text for event in pieces), end
-

@@ -1,4 +1,5 @@
-"""The kernel: a model decides, the gateway acts, and what came back is read again, until it answers.
+"""The kernel: a model decides, the gateway acts, and what came back is read again, until it
+answers.
 
 One turn is a generator of typed events. Whoever consumes them (terminal, server, tree search,
 journal) sees every piece of text, every tool call before it runs and every result after it. A turn
@@ -83,14 +84,16 @@ def run(
             else:
                 yield Failure("model", f"{model.name} returned neither text nor a tool call")
             return
-        history.append(Message("assistant", text, tuple(calls)))
         for call in calls:
             yield call
             result = repeats.refusal(call) or gateway.call(call)
             yield result
-            history.append(tool_message(result))
+            history += (Message("assistant", text, (call,)), tool_message(result))
+            text = ""
             if repeats.insists(call, result):
-                yield Failure("repeat", f"the model keeps calling {call.name} with {call.arguments}")
+                yield Failure(
+                    "repeat", f"the model keeps calling {call.name} with {call.arguments}"
+                )
                 return
             if failure := meter.failure():
                 yield failure
@@ -171,39 +174,30 @@ def tool_message(result: ToolResult) -> Message:
     return Message("tool", result.content, tool_call_id=result.call.id, name=result.call.name)
 
 
-def extend(messages: Iterable[Message], events: Iterable[Event]) -> list[Message]:
-    """The conversation after a turn: `messages` and what `events` said, as the model will see it.
+INTERRUPTED = "interrupted: no result came, and it may have run"
 
-    Of an unfinished turn, complete steps are kept: a call without its result is left out, because
-    no chat API accepts one.
+
+def extend(messages: Iterable[Message], events: Iterable[Event]) -> list[Message]:
+    """The conversation after a turn: `messages` and what `events` said, as the kernel shows it.
+
+    A call whose result never came (the process was killed) is followed by a note that says so.
     """
     history = list(messages)
-    text = ""
-    calls: list[ToolCall] = []
-    results: list[ToolResult] = []
-
-    def close_step() -> None:
-        nonlocal text
-        answered = {result.call.id for result in results}
-        kept = tuple(call for call in calls if call.id in answered)
-        if kept or text.strip():
-            history.append(Message("assistant", text, kept))
-        history.extend(tool_message(result) for result in results)
-        text = ""
-        calls.clear()
-        results.clear()
-
+    text, pending = "", None
     for event in events:
-        if results and not isinstance(event, ToolResult):
-            close_step()
         match event:
             case TextDelta():
                 text += event.text
             case ToolCall():
-                calls.append(event)
+                pending = event
             case ToolResult():
-                results.append(event)
+                history += (Message("assistant", text, (event.call,)), tool_message(event))
+                text, pending = "", None
             case Answer():
                 text = event.text
-    close_step()
+    if pending is not None:
+        lost = ToolResult(pending, INTERRUPTED, error=True)
+        history += (Message("assistant", text, (pending,)), tool_message(lost))
+    elif text.strip():
+        history.append(Message("assistant", text))
     return history

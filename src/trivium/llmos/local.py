@@ -1,13 +1,13 @@
 """A language model of this machine as a `ChatModel`.
 
-A model whose chat template knows tools is shown them by it and writes its calls as it was trained to
-(`trivium.llmos.native_tools`); any other one is led through examples (`trivium.llmos.few_shot`).
+A model whose chat template knows tools is shown them by it and writes its calls as it was trained
+to (`trivium.llmos.native_tools`); any other one is led through examples (`trivium.llmos.few_shot`).
 Answers stream; the conversation so far stays in the engine's cache.
 """
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,7 +88,7 @@ class LocalModel:
     def _native(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[ModelEvent]:
         shown = [tool.to_json() for tool in tools] or None
         prompt = self._encode(messages, shown)
-        form = native_tools.form_of(self._template.source)
+        form = native_tools.form_of("\n".join(self._template.sources))
         grammar = native_tools.grammar(form, tools) if tools else None
         parser = native_tools.Parser(form, self.engine.tokenizer)
         called = False
@@ -147,10 +147,11 @@ class LocalModel:
 
 
 def told(
-    messages: Sequence[Message], start: int, effects: dict[str, str] | None = None
+    messages: Sequence[Message], start: int, effects: Mapping[str, str]
 ) -> list[Message]:
     """The conversation for a model that knows no tool messages: earlier turns as they were asked
-    and answered, and the last request, which stands at `start`, together with what the tools gave."""
+    and answered, and the last request, which stands at `start`, together with what the tools
+    gave."""
     past = [
         replace(message, tool_calls=())
         for message in messages[:start]
@@ -160,7 +161,6 @@ def told(
     results = [message for message in messages[start:] if message.role == "tool"]
     if not results:
         return [*past, request]
-    effects = effects or {}
     texts = [m for m in results if effects.get(m.name or "") == "read"]
     values = [m for m in results if m not in texts]
     parts = [f"Text:\n{m.text}" for m in texts]

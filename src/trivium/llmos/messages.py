@@ -16,7 +16,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A request of the model to run a tool. `arguments` is a JSON object as text, as the API has it."""
+    """A request of the model to run a tool. `arguments` is a JSON object as text, as the API has
+    it."""
 
     id: str
     name: str

@@ -1,6 +1,7 @@
 """Tool calls as published models write them, and how they are found in the text.
 
-A call is JSON behind a sign that the model was trained on. Constrained decoding starts with the sign:
+A call is JSON behind a sign that the model was trained on. Constrained decoding starts with the
+sign:
 the text before it is free, the call can only be that of a tool that is there, with arguments that
 fit its schema.
 """
@@ -56,7 +57,7 @@ def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:
     if form is LLAMA:
         # The sign is the beginning of the JSON itself: a reply is a call or it is text.
         return compile_lark("\n".join(["start: call | TEXT", r"TEXT: /[^{](.|\n)*/", *rules]))
-    body = 'call' if not form.listed else '"[" call (", " call)* "]"'
+    body = "call" if not form.listed else '"[" call (", " call)* "]"'
     space = '"\\n"' if form.end else '" "?'
     after = f"{space} {end}" if form.end else ""
     return compile_lark(
@@ -98,8 +99,8 @@ class Parser:
                 if before:
                     yield TextDelta(before)
                 self._inside = True
-            whole, found, rest = self._held.partition(self._form.end) if self._form.end else (
-                self._held, "", ""
+            whole, found, rest = (
+                self._held.partition(self._form.end) if self._form.end else (self._held, "", "")
             )
             if not found and not isinstance(event, End):
                 return

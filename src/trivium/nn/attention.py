@@ -1,6 +1,7 @@
 """Scaled dot-product attention, softmax(QKᵀ/√D)V (Vaswani et al. 2017), and the cache for decoding.
 
-B batch, T new tokens, S tokens to look at, H heads, G heads of keys and values, D channels of a head.
+B batch, T new tokens, S tokens to look at, H heads, G heads of keys and values, D channels of a
+head.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     θ_j = base^(−2j/D),  (x_j, x_{j+D/2}) ↦ rotation by t·θ_j        (Su et al. 2021)
 
-B batch, T tokens, H heads, D channels of a head. Channel j is paired with j + D/2 (the layout of the
-published checkpoints on the Hugging Face hub; GGUF files of Llama store neighbouring pairs).
+B batch, T tokens, H heads, D channels of a head. Channel j is paired with j + D/2 (the layout of
+the published checkpoints on the Hugging Face hub; GGUF files of Llama store neighbouring pairs).
 """
 
 import math
@@ -20,7 +20,8 @@ def frequencies(head_dim: int, base: float, scaling: Mapping[str, Any] | None = 
     """The angles per position, (D/2,) in float32.
 
     `scaling` is the `rope_scaling` entry of a published config: "linear" divides every frequency by
-    `factor`; "llama3" divides only the long waves (Llama 3.1, blending between the two wavelengths).
+    `factor`; "llama3" divides only the long waves (Llama 3.1, blending between the two
+    wavelengths).
     """
     theta = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))

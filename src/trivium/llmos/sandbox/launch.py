@@ -10,7 +10,7 @@ end of all in them; without, the keeper adopts orphans and hunts them down.
 The confined process tells over the status pipe, before it runs anything: `ready`, or
 `error <what>`; the keeper or process 1 adds `exit <status>`.
 
-Started as `python -I -S -c BOOT`, see `supervisor`; it imports little, for it runs at every start.
+Started as `python -I -S -c BOOT`, see `jail`; it imports little, for it runs at every start.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from trivium.llmos.sandbox.libc import libc_call, system_call
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
-ALL_SIGNALS = (
+RESET_SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     *(signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ),
 )
@@ -177,7 +177,7 @@ def _volunteer_for_the_oom_killer() -> None:
 
 def _confine(job: dict[str, Any]) -> None:
     signal.set_wakeup_fd(-1)
-    for number in ALL_SIGNALS:
+    for number in RESET_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     os.chdir(job["cwd"])

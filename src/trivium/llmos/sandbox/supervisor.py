@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import UsageError
+from trivium.errors import TriviumError, UsageError
 from trivium.llmos.sandbox import folders, seccomp
 from trivium.llmos.sandbox.jail import Jail, Output, attend, feeder
 from trivium.llmos.sandbox.level import Level, probe
@@ -57,7 +57,13 @@ class Sandbox:
         self.limits = limits
         self.writable = [folders.resolved(folder, writable=True) for folder in writable]
         self.readable = [folders.resolved(folder, writable=False) for folder in readable]
-        self.scratch = Path(tempfile.mkdtemp(prefix="trivium-sandbox-")).resolve()
+        try:
+            self.scratch = Path(tempfile.mkdtemp(prefix="trivium-sandbox-")).resolve()
+        except OSError as error:
+            raise TriviumError(
+                f"no folder for temporary files ({error.strerror}): free some disk space, or set "
+                "TMPDIR to a folder on another disk"
+            ) from error
         if os.geteuid() == 0:
             self.scratch.chmod(0o770)  # see `launch.main`
         self._finalizer = weakref.finalize(self, folders.remove, self.scratch)
