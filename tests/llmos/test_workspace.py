@@ -106,6 +106,11 @@ def test_home_and_a_root_with_our_state_get_outputs(
     monkeypatch.setenv("HOME", str(tmp_path / "person"))
     (tmp_path / "person").mkdir()
     assert "it is your home folder" in Workspace(tmp_path / "person").note
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "project" / ".venv"))
+    (tmp_path / "project" / ".venv").mkdir(parents=True)
+    project = Workspace(tmp_path / "project")
+    assert "the Python that runs Trivium is in it" in project.note
+    assert project.writable == tmp_path / "project" / "outputs"
     assert Workspace(tmp_path / "person").writable == tmp_path / "person" / "outputs"
     assert "Trivium keeps its own state in it" in Workspace(tmp_path).note
     assert "it is the root of the file system" in Workspace(Path("/")).note

@@ -9,6 +9,7 @@ else, as for a home folder, it is `root/outputs`, and `note` says why.
 import difflib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -23,6 +24,15 @@ from trivium.llmos.undo import Change, Step, UndoStore
 
 _LONGEST_PATH = 4096
 _SEARCHED = 2000  # entries looked through for a file that a wrong path may have meant
+
+
+def _own_places() -> tuple[Path, ...]:
+    """What runs Trivium, and so may not be changed by a tool."""
+    return (
+        Path(sys.prefix).resolve(),
+        Path(sys.base_prefix).resolve(),
+        Path(__file__).resolve().parents[1],
+    )
 
 
 class Workspace:
@@ -48,6 +58,8 @@ class Workspace:
             reason = "it is your home folder"
         elif state.is_relative_to(self.root) or self.root.is_relative_to(state):
             reason = "Trivium keeps its own state in it"
+        elif any(place.is_relative_to(self.root) for place in _own_places()):
+            reason = "the Python that runs Trivium is in it"
         elif not self._fits():
             reason = (
                 f"it holds more than {self._max_files} files or {self._max_bytes // 2**20} MiB, "
