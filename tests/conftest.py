@@ -1,11 +1,16 @@
 """Every test has its own home, and no endpoint of the person who runs it."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from trivium import hub
 from trivium.errors import NotFound
+
+# A shell that starts `make test` in the background has SIGINT ignored, which children inherit; the
+# tests that press Ctrl-C need it as a terminal would have it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:  # before `own_home` hides it: where `make test` pulled it
     DEFAULT_MODEL: Path | None = hub.find(hub.DEFAULT)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trivium.errors import NotFound, UsageError
 from trivium.files import write_atomic
 from trivium.gguf_file import GGUFFile
+from trivium.nn import packed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -65,6 +66,10 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> Tensor: ...
 
+    def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
+        """The blocks of a quantised matrix (rows, bytes) and their kind; None for anything else."""
+        ...
+
 
 class SafetensorsFolder:
     """model.safetensors, or the shards that model.safetensors.index.json lists; memory-mapped."""
@@ -92,6 +97,9 @@ class SafetensorsFolder:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
+    def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
+        return None
+
 
 def _open_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
@@ -116,6 +124,15 @@ class GGUFTensors:
         values = self.file.read(name)
         return torch.from_numpy(values if values.flags.writeable else values.copy())
 
+    def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
+        info = self.file.tensors[part.name]
+        if info.type_name not in packed.TYPES or len(info.shape) != 2:
+            return None
+        if part.change is transpose:
+            return None  # a block runs along a row
+        rows = torch.from_numpy(self.file.raw(part.name).copy()).view(info.shape[0], -1)
+        return (part.change(rows, config) if part.change else rows), info.type_name
+
 
 def expand(table: Table, layers: int) -> dict[str, tuple[Part, ...]]:
     """Write a table out for a number of layers."""
@@ -132,10 +149,14 @@ def fill(
     rows: Mapping[str, tuple[Part, ...]],
     place: Callable[[str, Tensor], None],
     *,
+    place_blocks: Callable[[str, Tensor, str], None] | None = None,
     prefix: str = "",
     ignored: Iterable[str] = (),
 ) -> None:
     """Read every parameter of `model` by the expanded table and hand it to `place(name, tensor)`.
+
+    With `place_blocks`, matrices that the file holds in blocks which `trivium.nn.packed` can use go
+    to `place_blocks(name, blocks, kind)` as they are.
 
     One tensor is in memory at a time, so that weights are never held twice. Raises UsageError when
     the checkpoint lacks a tensor, has one that nobody asked for, or has one of another shape.
@@ -157,6 +178,11 @@ def fill(
         )
     config = getattr(model, "config", None)
     for ours, shape in shapes.items():
+        if place_blocks is not None:
+            found = [tensors.blocks(part, config) for part in rows[ours]]
+            if all(piece is not None for piece in found):
+                place_blocks(ours, *packed.stack([piece for piece in found if piece is not None]))
+                continue
         pieces = []
         for part in rows[ours]:
             tensor = tensors.read(prefix + part.name)

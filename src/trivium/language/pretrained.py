@@ -19,9 +19,10 @@ from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
+from trivium.nn.packed import PackedLinear, pack
 from trivium.nn.quantized import Int8Linear
 
-Precision = Literal["auto", "int8", "bfloat16", "float32"]
+Precision = Literal["auto", "packed", "int8", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,26 @@ def read_gguf(file: GGUFFile, device: torch.device, precision: str) -> Transform
     model = Transformer.empty(config)
     rows = expand(family.gguf_names, config.layers)
     place = _placer(model, device, precision)
-    fill(model, GGUFTensors(file), rows, place, ignored=family.ignored)
+    fill(
+        model,
+        GGUFTensors(file),
+        rows,
+        place,
+        place_blocks=_block_placer(model) if precision == "packed" else None,
+        ignored=family.ignored,
+    )
     return model.eval()
+
+
+def _block_placer(model: Transformer) -> Callable[[str, Tensor, str], None]:
+    """Puts blocks where a matrix belongs; only matrices of linear layers and embeddings have any."""
+
+    def place(name: str, blocks: Tensor, kind: str) -> None:
+        owner, _, _ = name.rpartition(".")
+        parent, _, child = owner.rpartition(".")
+        setattr(model.get_submodule(parent), child, PackedLinear(blocks, kind))
+
+    return place
 
 
 def _placer(
@@ -117,8 +136,11 @@ def _placer(
     def place(name: str, tensor: Tensor) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
-        if isinstance(owner, Int8Linear):  # its weight came first
+        if isinstance(owner, Int8Linear | PackedLinear):  # its weight came first
             owner.bias = tensor.to(device, dtype)
+        elif precision == "packed" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding):
+            parent_name, _, child = owner_name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child, PackedLinear(pack(tensor), "Q8_0"))
         elif (
             precision == "int8" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding)
         ):

@@ -1,8 +1,12 @@
-"""Scaled dot-product attention, softmax(QKᵀ/√D)V (Vaswani et al. 2017), and the cache for decoding.
+"""Scaled dot-product attention, softmax(QKᵀ/√D)V (Vaswani et al. 2017), over everything or over a
+sliding window (Beltagy et al. 2020), and the cache for decoding.
 
 B batch, T new tokens, S tokens to look at, H heads, G heads of keys and values, D channels of a
 head.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +32,24 @@ class KVCache:
         if layer == len(self._stores):
             size = max(256, 1 << (end - 1).bit_length())
             self._stores.append(k.new_empty(2, batch, groups, size, width))
-        store = self._stores[layer]
-        if store.shape[3] < end:
-            larger = k.new_empty(2, batch, groups, 1 << (end - 1).bit_length(), width)
-            larger[:, :, :, : self.length] = store[:, :, :, : self.length]
-            self._stores[layer] = store = larger
+        store = self._grown(layer, end)
         store[0, :, :, self.length : end] = k
         store[1, :, :, self.length : end] = v
         return store[0, :, :, :end], store[1, :, :, :end]
+
+    def reserve(self, count: int) -> list[Tensor]:
+        """The stores of all layers (2, B, G, capacity, D), with room for `count` more tokens; for
+        code that writes into them itself."""
+        return [self._grown(layer, self.length + count) for layer in range(len(self._stores))]
+
+    def _grown(self, layer: int, end: int) -> Tensor:
+        store = self._stores[layer]
+        if store.shape[3] < end:
+            batch, groups, _, width = store.shape[1:]
+            larger = store.new_empty(2, batch, groups, 1 << (end - 1).bit_length(), width)
+            larger[:, :, :, : self.length] = store[:, :, :, : self.length]
+            self._stores[layer] = store = larger
+        return store
 
     def advance(self, count: int) -> None:
         self.length += count
@@ -57,29 +71,60 @@ class KVCache:
         return twin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """softmax(QKᵀ/√D)V for q (B, H, T, D) and k, v (B, G, S, D) with G dividing H.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    real: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(QKᵀ·scale)V for q (B, H, T, D) and k, v (B, G, S, D) with G dividing H.
 
-    With `causal`, the T queries are the last of the S positions, and none looks ahead.
+    causal: the T queries are the last of the S positions, and none looks ahead
+    window: with `causal`, each query sees itself and the window − 1 positions before it
+    real: (B, S) bool, False where a key is padding that nobody may look at
+    scale: 1/√D unless given
     """
     batch, heads, count, width = q.shape
+    if window is not None:  # drop the keys that no query reaches
+        reach = window + count - 1
+        k, v = k[:, :, -reach:], v[:, :, -reach:]
+        real = None if real is None else real[:, -reach:]
     groups, span = k.shape[1], k.shape[2]
     grouped = heads != groups
+    shown = None if real is None else real[:, None, None]  # (B, 1, 1, S)
     if count == 1:
         # The heads of a group share keys, so they can stand as its queries: one product a group.
-        folded = F.scaled_dot_product_attention(q.reshape(batch, groups, -1, width), k, v)
-        return folded.view(batch, heads, 1, width)
-    if not causal:
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    if count == span:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        folded = q.reshape(batch, groups, -1, width)
+        y = F.scaled_dot_product_attention(folded, k, v, attn_mask=shown, scale=scale)
+        return y.view(batch, heads, 1, width)
     past = span - count
-    mask = torch.ones(count, span, dtype=torch.bool, device=q.device).tril_(past)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    first_row_is_alone = past == 0 and (window is None or span <= window)
+    if causal and not (first_row_is_alone and real is None):
+        seen = torch.ones(count, span, dtype=torch.bool, device=q.device).tril_(past)
+        if window is not None:
+            seen = seen.triu_(past - window + 1)
+        shown = seen if shown is None else seen & shown
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=shown,
+        is_causal=causal and shown is None,
+        enable_gqa=grouped,
+        scale=scale,
+    )
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself, with grouped keys and values when G < H."""
+    """Multi-head attention of a sequence to itself, with grouped keys and values when G < H.
+
+    qk_norm: applied to the heads of queries and keys (B, T, H + G, D) before they are turned
+    turn: turns them by the angles of their positions
+    """
 
     def __init__(
         self,
@@ -90,33 +135,43 @@ class SelfAttention(nn.Module):
         head_dim: int | None = None,
         qkv_bias: bool = False,
         out_bias: bool = False,
+        qk_norm: nn.Module | None = None,
+        turn: Callable[[Tensor, Any], Tensor] = rotate,
+        causal: bool = True,
+        window: int | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.groups = heads, groups or heads
         self.head_dim = head_dim or width // heads
+        self.turn, self.causal, self.window, self.scale = turn, causal, window, scale
         rows = (self.heads + 2 * self.groups) * self.head_dim
         self.qkv = nn.Linear(width, rows, bias=qkv_bias)
+        self.qk_norm = qk_norm or nn.Identity()
         self.out = nn.Linear(self.heads * self.head_dim, width, bias=out_bias)
 
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None = None,
+        angles: Any = None,
         cache: KVCache | None = None,
         layer: int = 0,
-        *,
-        causal: bool = True,
+        real: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, C) → (B, T, C). `angles` come from `Rotary`; `cache` holds what came before."""
+        """x (B, T, C) → (B, T, C). `angles` come from the position; `cache` holds what came
+        before; `real` (B, T) is False at padding."""
         B, T, _ = x.shape
         H, G = self.heads, self.groups
         qkv = self.qkv(x).view(B, T, H + 2 * G, self.head_dim)
         qk, v = qkv.split([H + G, G], dim=2)
+        qk = self.qk_norm(qk)
         if angles is not None:
-            qk = rotate(qk, angles)
+            qk = self.turn(qk, angles)
         q, k = qk.split([H, G], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        y = attend(q, k, v, causal=causal)
+        y = attend(
+            q, k, v, causal=self.causal, window=self.window, real=real, scale=self.scale
+        )
         return self.out(y.transpose(1, 2).reshape(B, T, H * self.head_dim))

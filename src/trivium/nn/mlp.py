@@ -28,3 +28,17 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class GeGLU(nn.Module):
+    """W_down (gelu(W_gate x) ⊙ W_up x)  (Shazeer 2020), with the tanh form of gelu; gate and up are
+    one product."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.gelu(gate, approximate="tanh") * up)

@@ -16,15 +16,23 @@ from torch import Tensor, nn
 from trivium.errors import UsageError
 
 
+SCALINGS = ("default", "linear", "llama3", "factors")
+
+
+def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
+    given = scaling or {}
+    return given.get("rope_type", given.get("type", "default"))
+
+
 def frequencies(head_dim: int, base: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
     """The angles per position, (D/2,) in float32.
 
     `scaling` is the `rope_scaling` entry of a published config: "linear" divides every frequency by
-    `factor`; "llama3" divides only the long waves (Llama 3.1, blending between the two
+    `factor`; "factors" divides each by its own (GGUF); "llama3" divides only the long waves (Llama 3.1, blending between the two
     wavelengths).
     """
     theta = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    kind = scaling_kind(scaling)
     if scaling is None or kind == "default":
         return theta
     factor = scaling["factor"]
@@ -32,12 +40,10 @@ def frequencies(head_dim: int, base: float, scaling: Mapping[str, Any] | None = 
         return theta / factor
     if kind == "factors":
         return theta / torch.tensor(factor, dtype=torch.float32)
-    if kind == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        return theta * keep + theta / factor * (1 - keep)
-    raise UsageError(f"rope scaling {kind!r} is not supported: default, linear and llama3 are")
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return theta * keep + theta / factor * (1 - keep)
 
 
 class Rotary(nn.Module):
@@ -50,6 +56,11 @@ class Rotary(nn.Module):
         self, head_dim: int, base: float = 10000.0, scaling: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
+        if scaling_kind(scaling) not in SCALINGS:
+            raise UsageError(
+                f"rope scaling {scaling_kind(scaling)!r} is not supported: "
+                f"{', '.join(SCALINGS)} are"
+            )
         self.head_dim, self.base, self.scaling = head_dim, base, scaling
         self._table: tuple[Tensor, Tensor] | None = None
 
@@ -71,6 +82,19 @@ class Rotary(nn.Module):
         return x, (table[0][start:end], table[1][start:end])
 
 
+class WindowedRotary(nn.Module):
+    """Two sets of angles, (full, window): one for the layers that look at everything, one for
+    those that look through a sliding window (Gemma 3)."""
+
+    def __init__(self, full: Rotary, window: Rotary) -> None:
+        super().__init__()
+        self.full, self.window = full, window
+
+    def forward(self, x: Tensor, start: int) -> tuple[Tensor, tuple[Any, Any]]:
+        """x (B, T, C) at positions start … start+T−1 → x, and the angles of both kinds."""
+        return x, (self.full(x, start)[1], self.window(x, start)[1])
+
+
 class LearnedPosition(nn.Module):
     """Adds a learned vector to every position (GPT-2, BERT)."""
 
@@ -86,3 +110,13 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn x (B, T, H, D) by the angles of its positions."""
     cos, sin = angles
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+def rotate_full(x: Tensor, angles: tuple[Any, Any]) -> Tensor:
+    """Turn x (B, T, H, D) by the first of the angles of a `WindowedRotary`."""
+    return rotate(x, angles[0])
+
+
+def rotate_window(x: Tensor, angles: tuple[Any, Any]) -> Tensor:
+    """Turn x (B, T, H, D) by the second of the angles of a `WindowedRotary`."""
+    return rotate(x, angles[1])

@@ -1,0 +1,108 @@
+"""The native kernels: compiled on first use with the machine's C compiler, kept in the cache.
+
+`library()` is None where there is no compiler, or TRIVIUM_NATIVE=0; everything then runs in
+PyTorch, which is also the oracle of the tests.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from trivium.files import cache_home
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = (
+    *("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=gnu11"),
+    *("-shared", "-fPIC", "-pthread"),
+)
+ACT_BYTES = 40  # of a block of 32 activations: scale, sum, codes
+
+
+class Matrix(ctypes.Structure):
+    """Quantised weights (rows, cols), as kernels.c has them."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("cols", ctypes.c_int32),
+        ("row_bytes", ctypes.c_int32),
+    )
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+    )
+
+
+class Model(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in ("layers", "width", "heads", "groups", "head_dim", "hidden", "vocab")
+        ),
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_void_p),
+        ("theta", ctypes.c_void_p),
+        ("layer", ctypes.POINTER(Layer)),
+        ("embedding", Matrix),
+        ("head", Matrix),
+    )
+
+
+class Cache(ctypes.Structure):
+    _fields_ = (("k", ctypes.c_void_p), ("v", ctypes.c_void_p), ("capacity", ctypes.c_int64))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be had."""
+    if os.environ.get("TRIVIUM_NATIVE") == "0":
+        return None
+    path = _compiled()
+    if path is None:
+        return None
+    found = ctypes.CDLL(str(path))
+    found.trivium_step.restype = ctypes.c_int
+    os.register_at_fork(after_in_child=found.trivium_forked)
+    return found
+
+
+def _compiled() -> Path | None:
+    """The shared library for this source and this processor, built if it is not there yet."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, _processor())).encode()).hexdigest()
+    path = cache_home() / "native" / f"kernels-{key[:16]}.so"
+    if path.is_file():
+        return path
+    if compiler is None:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / "kernels.so"
+        command = [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        built.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on, so that a home shared by machines keeps a build for each."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
