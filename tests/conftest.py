@@ -31,3 +31,14 @@ def default_model() -> Path:
     if DEFAULT_MODEL is None:
         pytest.skip(f"needs the published model: trivium pull {hub.DEFAULT}")
     return DEFAULT_MODEL
+
+
+@pytest.fixture
+def pulled_model(default_model: Path, own_home: None, tmp_path: Path) -> None:
+    """The published default model in the test's own home, as if it had been pulled there.
+
+    It is a link, so that a test may remove it.
+    """
+    link = tmp_path / "trivium-home/cache/models" / hub.DEFAULT / default_model.name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(default_model)

@@ -27,34 +27,51 @@ SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
+class Change:
+    """What is done to another project's tensor to make it ours, and its inverse. Both take the
+    tensor and the model's config."""
+
+    read: Callable[[Tensor, Any], Tensor]
+    write: Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
 class Part:
-    """One tensor of another project's checkpoint, and what is done to it to make it ours."""
+    """One tensor of another project's checkpoint, and how it becomes ours."""
 
     name: str
-    change: Callable[[Tensor, Any], Tensor] | None = None
+    change: Change | None = None
 
 
 Table = Mapping[str, tuple[Part, ...]]
 
 
-def transpose(tensor: Tensor, config: Any) -> Tensor:
-    """(in, out) → (out, in)"""
-    return tensor.t()
+# (in, out) ↔ (out, in)
+transpose = Change(lambda tensor, config: tensor.t(), lambda tensor, config: tensor.t())
+
+# Gains of a norm stored as their distance from 1. In float32, where that sum is exact enough.
+plus_one = Change(lambda tensor, config: tensor.float() + 1, lambda tensor, config: tensor - 1)
 
 
-def unpair(heads_field: str) -> Callable[[Tensor, Any], Tensor]:
-    """Rows of a rotary projection from neighbouring pairs (GGUF) to halves: (H·D/2·2, …) →
+def unpair(heads_field: str) -> Change:
+    """Rows of a rotary projection from neighbouring pairs (GGUF) to halves: (H·D/2·2, …) ↔
     (H·2·D/2, …).
 
     `heads_field` names the config field that holds the number of heads.
     """
 
-    def change(tensor: Tensor, config: Any) -> Tensor:
+    def swap(tensor: Tensor, config: Any, rows: int, columns: int) -> Tensor:
         heads = getattr(config, heads_field) or config.heads
-        pairs = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-        return pairs.transpose(1, 2).reshape(tensor.shape)
+        shape = (heads, rows, columns, *tensor.shape[1:])
+        return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
 
-    return change
+    def read(tensor: Tensor, config: Any) -> Tensor:
+        return swap(tensor, config, -1, 2)
+
+    def write(tensor: Tensor, config: Any) -> Tensor:
+        return swap(tensor, config, 2, -1)
+
+    return Change(read, write)
 
 
 class Tensors(Protocol):
@@ -131,7 +148,7 @@ class GGUFTensors:
         if part.change is transpose:
             return None  # a block runs along a row
         rows = torch.from_numpy(self.file.raw(part.name).copy()).view(info.shape[0], -1)
-        return (part.change(rows, config) if part.change else rows), info.type_name
+        return (part.change.read(rows, config) if part.change else rows), info.type_name
 
 
 def expand(table: Table, layers: int) -> dict[str, tuple[Part, ...]]:
@@ -187,7 +204,7 @@ def fill(
         for part in rows[ours]:
             tensor = tensors.read(prefix + part.name)
             try:
-                pieces.append(part.change(tensor, config) if part.change else tensor)
+                pieces.append(part.change.read(tensor, config) if part.change else tensor)
             except RuntimeError as error:
                 raise UsageError(
                     f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}"

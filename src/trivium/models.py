@@ -40,8 +40,9 @@ def load_checkpoint(folder: Path) -> nn.Module:
         raise UsageError(f"{folder}/config.json: {kind} has no setting {', '.join(unknown)}")
     if not (folder / WEIGHTS).is_file():
         raise NotFound(f"no {WEIGHTS} in {folder}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}  # no JSON tuples
     with torch.device("meta"):
-        model = model_class(config_class(**raw))
+        model = model_class(config_class(**values))
     tensors = SafetensorsFolder(folder)
     state = {name: tensors.read(name) for name in tensors.names()}
     try:

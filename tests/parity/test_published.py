@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from trivium.gguf_file import GGUFFile
+from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import load_pretrained, read_gguf
+from trivium.nn.attention import KVCache
 
 CPU = torch.device("cpu")
 
@@ -51,7 +53,7 @@ def test_float32_logits(default_model: Path, ids: torch.Tensor, expected: torch.
     assert (ours - expected).abs().max() / expected.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "packed"])
 def test_reduced_precision_keeps_the_quality(
     default_model: Path, ids: torch.Tensor, expected: torch.Tensor, precision: str
 ) -> None:
@@ -61,3 +63,22 @@ def test_reduced_precision_keeps_the_quality(
         perplexity(logits(default_model, ids, precision), ids),
     )
     assert abs(reduced / full - 1) < 0.01, (full, reduced)
+
+
+def test_native_steps_keep_the_quality(
+    default_model: Path, ids: torch.Tensor, expected: torch.Tensor
+) -> None:
+    """Token by token through the kernels: perplexity within 1 %, and the same best token at 95 % of
+    the positions (96.7 % when this was written)."""
+    model = read_gguf(GGUFFile(default_model), CPU, "packed")
+    step = NativeStep.of(model)
+    if step is None:
+        pytest.skip("no C compiler here")
+    cache = KVCache()
+    with torch.inference_mode():
+        rows = [model(ids[:, :1], cache)[0].float()]
+        rows += [step([token], [cache]) for token in ids[0, 1:].tolist()]
+    ours = torch.cat(rows)
+    full, reduced = perplexity(expected, ids), perplexity(ours, ids)
+    assert abs(reduced / full - 1) < 0.01, (full, reduced)
+    assert (ours.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95

@@ -27,6 +27,8 @@ SMALL = {
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+GEMMA3 = {**GROUPED, "head_dim": 16, "num_hidden_layers": 7, "sliding_window": 6}
 GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -62,16 +64,41 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mistral",
         {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": None},
     ),
+    "mistral-window": ("Mistral", {**GROUPED, "sliding_window": 7}),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen2-window": (
+        "Qwen2",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-biases": ("Qwen3", {**GROUPED, "head_dim": 8, "attention_bias": True}),
+    "gemma3": ("Gemma3", GEMMA3),
+    "gemma3-scaled": (
+        "Gemma3",
+        {
+            **GEMMA3,
+            "query_pre_attn_scalar": 24,
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "gpt2": ("GPT2", GPT2),
     "gpt2-gelu": ("GPT2", {**GPT2, "activation_function": "gelu"}),
 }
+
+
+CONFIGS = {"Gemma3": "Gemma3Text"}
 
 
 @pytest.fixture(params=CASES, scope="module")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(reference model, folder) with random weights, biases and norms included."""
     kind, values = CASES[request.param]
-    config = getattr(transformers, f"{kind}Config")(**values)
+    config = getattr(transformers, f"{CONFIGS.get(kind, kind)}Config")(**values)
     name = f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     torch.manual_seed(0)
     reference = getattr(transformers, name)(config).eval()

@@ -10,7 +10,7 @@ T tokens, V vocabulary.
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trivium.errors import UsageError
 from trivium.language.constrain import Constrainer, Constraint, Grammar
+from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling, log_probabilities, make_generator, next_token
 from trivium.language.tokenizer import StopStrings, StreamDecoder
@@ -53,6 +54,7 @@ class Request:
     stop: Sequence[str] = ()
     grammar: Grammar | None = None  # see trivium.language.constrain
     top_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added before anything else
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Engine:
         self.tokenizer = language_model.tokenizer
         self.context = self.model.config.context
         self._slots: list[Slot] = []
+        self._native = NativeStep.of(self.model)
 
     @cached_property
     def constrainer(self) -> Constrainer:
@@ -159,7 +162,9 @@ class Engine:
         made: list[int],
         random: torch.Generator,
     ) -> Token:
-        allowed = logits if constraint is None else constraint.mask(logits.clone())
+        allowed = biased(logits, request.logit_bias)
+        if constraint is not None:
+            allowed = constraint.mask(allowed.clone())
         chosen = next_token(allowed, request.sampling, made, random, prompt=request.prompt)
         if constraint is not None:
             constraint.accept(chosen)
@@ -260,6 +265,10 @@ class Engine:
     @torch.inference_mode()
     def _forward(self, slot: Slot, ids: list[int], *, every: bool = False) -> Tensor:
         """Append `ids` to the slot; float32 logits (T, V) after each of them, or (1, V)."""
+        if self._native is not None and len(ids) == 1 and slot.ids:
+            logits = self._native(ids, [slot.cache])
+            slot.ids += ids
+            return logits
         batch = torch.tensor([ids], device=self.language_model.device)
         try:
             features = self.model.features(batch, slot.cache)[0]
@@ -269,6 +278,15 @@ class Engine:
             raise
         slot.ids += ids
         return self.model.logits(features if every else features[-1:]).float()
+
+
+def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """The logits (V,) with `bias` added to some tokens'. The input is left as it is."""
+    if not bias:
+        return logits
+    ids = torch.tensor(list(bias), device=logits.device)
+    values = torch.tensor(list(bias.values()), device=logits.device, dtype=logits.dtype)
+    return logits.index_add(0, ids, values)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
-from trivium.nn.packed import PackedLinear, pack
+from trivium.nn import native
+from trivium.nn.packed import BLOCK, PackedLinear, pack
 from trivium.nn.quantized import Int8Linear
 
 Precision = Literal["auto", "packed", "int8", "bfloat16", "float32"]
@@ -46,20 +47,33 @@ def load_pretrained(
 ) -> LanguageModel:
     """Load a folder or a GGUF file: weights, tokenizer and chat template.
 
-    `precision` "auto" is int8 weights with bfloat16 activations on a CPU and bfloat16 elsewhere.
+    `precision` "auto" is "packed" on a CPU (the blocks of a GGUF file as they are, 8 bits for other
+    weights), or "int8" where the native kernels cannot be had, and bfloat16 elsewhere.
     Raises NotFound and UsageError, in one line, for whatever is wrong with the files.
     """
     place = pick_device(device)
     if precision == "auto":
-        precision = "int8" if place.type == "cpu" else "bfloat16"
+        small: Precision = "packed" if native.library() is not None else "int8"
+        precision = small if place.type == "cpu" else "bfloat16"
+    if precision == "packed" and place.type != "cpu":
+        raise UsageError(f"packed weights are for a CPU, not for {place.type}: use bfloat16")
     if path.is_dir():
-        model = read_folder(path, place, precision)
+        model = _generator(path, read_folder(path, place, precision))
         tokenizer, template = Tokenizer.from_folder(path), ChatTemplate.from_folder(path)
         return LanguageModel(path.name, model, tokenizer, template, precision)
     file = GGUFFile(path)
-    model = read_gguf(file, place, precision)
+    model = _generator(path, read_gguf(file, place, precision))
     tokenizer, template = Tokenizer.from_gguf(file.metadata), ChatTemplate.from_gguf(file.metadata)
     return LanguageModel(path.stem, model, tokenizer, template, precision)
+
+
+def _generator(path: Path, model: Transformer) -> Transformer:
+    if not model.config.causal:
+        raise UsageError(
+            f"{path} is an encoder, which cannot generate text: it makes embeddings "
+            "(trivium.language.embed)"
+        )
+    return model
 
 
 def pick_device(device: str) -> torch.device:
@@ -138,18 +152,22 @@ def _placer(
         owner = model.get_submodule(owner_name)
         if isinstance(owner, Int8Linear | PackedLinear):  # its weight came first
             owner.bias = tensor.to(device, dtype)
-        elif precision == "packed" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding):
+        elif precision in ("packed", "int8") and _is_matrix(owner, leaf):
             parent_name, _, child = owner_name.rpartition(".")
-            setattr(model.get_submodule(parent_name), child, PackedLinear(pack(tensor), "Q8_0"))
-        elif (
-            precision == "int8" and leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding)
-        ):
-            parent_name, _, child = owner_name.rpartition(".")
-            module = Int8Linear.from_float(tensor.float()).to(device)
-            setattr(model.get_submodule(parent_name), child, module)
+            small: PackedLinear | Int8Linear
+            if precision == "packed" and tensor.shape[1] % BLOCK == 0:
+                small = PackedLinear(pack(tensor), "Q8_0")
+            else:
+                small = Int8Linear.from_float(tensor.float()).to(device)
+            setattr(model.get_submodule(parent_name), child, small)
         else:
             # A copy of its own, in contiguous rows: not a view of the mapped file.
             value = tensor.to(device, dtype, copy=True).contiguous()
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
 
     return place
+
+
+def _is_matrix(owner: nn.Module, leaf: str) -> bool:
+    """Whether a parameter is one of the large ones, which are rounded."""
+    return leaf == "weight" and isinstance(owner, nn.Linear | nn.Embedding)

@@ -1,8 +1,9 @@
 """The Transformer language model (Vaswani et al. 2017; GPT-2: Radford et al. 2019; Llama: Touvron
-et al. 2023). One class; the families differ in their `TransformerConfig`.
+et al. 2023; Gemma 3: Gemma Team 2025; BERT: Devlin et al. 2018). One class; the families differ in
+their `TransformerConfig`.
 
-    x ← embedding(ids) (+ position)
-    x ← x + attention(norm(x));  x ← x + mlp(norm(x))      for every block
+    x ← stem(embedding(ids) (+ position))
+    x ← x + attention(norm(x));  x ← x + mlp(norm(x))      for every block (of kind "pre")
     logits ← head(norm(x))
 
 B batch, T tokens, C width, V vocabulary.
@@ -16,9 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from trivium.nn.attention import KVCache, SelfAttention
-from trivium.nn.mlp import MLP, SwiGLU
-from trivium.nn.norms import LayerNorm, RMSNorm
-from trivium.nn.positions import LearnedPosition, Rotary
+from trivium.nn.mlp import MLP, GeGLU, SwiGLU
+from trivium.nn.norms import LayerNorm, QKNorm, RMSNorm
+from trivium.nn.positions import (
+    LearnedPosition,
+    Rotary,
+    WindowedRotary,
+    rotate,
+    rotate_full,
+    rotate_window,
+)
 from trivium.nn.quantized import Int8Linear
 
 
@@ -36,10 +44,19 @@ class TransformerConfig:
     hidden: int = 768  # width inside the MLP
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
-    mlp: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
-    position: Literal["rotary", "learned"] = "rotary"
+    block: Literal["pre", "post", "sandwich"] = "pre"  # where a block's norms stand
+    stem: Literal["plain", "scaled", "bert"] = "plain"  # what is done to the embedded tokens
+    token_types: int = 0  # kinds of segments that a "bert" stem tells apart
+    mlp: Literal["swiglu", "geglu", "gelu", "gelu_tanh"] = "swiglu"
+    position: Literal["rotary", "windowed_rotary", "learned"] = "rotary"
     rope_base: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
+    window_rope_base: float = 10000.0  # of the layers with a window, if "windowed_rotary"
+    causal: bool = True  # False: every token sees all others, and nothing can be generated
+    window: int | None = None  # a token sees itself and window − 1 before it
+    full_layers: tuple[int, ...] = ()  # these see everything all the same
+    qk_norm: bool = False
+    query_scale: float | None = None  # of the scores; None: 1 / √head_dim
     qkv_bias: bool = False
     out_bias: bool = False  # of the output projection of attention
     mlp_bias: bool = False
@@ -52,12 +69,22 @@ NORMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
 }
 MLPS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
     "swiglu": lambda c: SwiGLU(c.width, c.hidden, bias=c.mlp_bias),
+    "geglu": lambda c: GeGLU(c.width, c.hidden, bias=c.mlp_bias),
     "gelu": lambda c: MLP(c.width, c.hidden, bias=c.mlp_bias, approximate="none"),
     "gelu_tanh": lambda c: MLP(c.width, c.hidden, bias=c.mlp_bias, approximate="tanh"),
 }
 POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
     "rotary": lambda c: Rotary(c.head_dim or c.width // c.heads, c.rope_base, c.rope_scaling),
+    "windowed_rotary": lambda c: WindowedRotary(
+        Rotary(c.head_dim or c.width // c.heads, c.rope_base, c.rope_scaling),
+        Rotary(c.head_dim or c.width // c.heads, c.window_rope_base),
+    ),
     "learned": lambda c: LearnedPosition(c.context, c.width),
+}
+TURNS = {  # of layers that see everything, and of layers with a window
+    "rotary": (rotate, rotate),
+    "windowed_rotary": (rotate_full, rotate_window),
+    "learned": (rotate, rotate),  # there are no angles to turn by
 }
 
 
@@ -71,30 +98,136 @@ class Embedding(nn.Embedding):
         return nn.functional.linear(x, self.weight)
 
 
-class Block(nn.Module):
+class Scaled(nn.Module):
+    """x·√C; the factor is rounded as x is, since Gemma was trained so."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = width**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor(self.factor).to(x.dtype).item()
+
+
+class BertStem(nn.Module):
+    """norm(x + the vector of the segment's type). All tokens are of the first type: a text of its
+    own has one segment."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.types = nn.Parameter(torch.zeros(config.token_types, config.width))
+        self.norm = NORMS[config.norm](config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.types[0])
+
+
+STEMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
+    "plain": lambda c: nn.Identity(),
+    "scaled": lambda c: Scaled(c.width),
+    "bert": BertStem,
+}
+
+
+def self_attention(config: TransformerConfig, layer: int) -> SelfAttention:
+    """The attention of one layer, as the config has it."""
+    c = config
+    windowed = c.window is not None and layer not in c.full_layers
+    head_dim = c.head_dim or c.width // c.heads
+    return SelfAttention(
+        c.width,
+        c.heads,
+        groups=c.groups,
+        head_dim=head_dim,
+        qkv_bias=c.qkv_bias,
+        out_bias=c.out_bias,
+        qk_norm=QKNorm(c.heads, c.groups or c.heads, head_dim, c.norm_eps) if c.qk_norm else None,
+        turn=TURNS[c.position][windowed],
+        causal=c.causal,
+        window=c.window if windowed else None,
+        scale=c.query_scale,
+    )
+
+
+class Block(nn.Module):
+    """Norms before attention and MLP."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
         self.attention_norm = NORMS[config.norm](config)
-        self.attention = SelfAttention(
-            config.width,
-            config.heads,
-            groups=config.groups,
-            head_dim=config.head_dim,
-            qkv_bias=config.qkv_bias,
-            out_bias=config.out_bias,
-        )
+        self.attention = self_attention(config, layer)
         self.mlp_norm = NORMS[config.norm](config)
         self.mlp = MLPS[config.mlp](config)
 
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
+        angles: Any,
         cache: KVCache | None,
         layer: int,
+        real: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), angles, cache, layer)
+        x = x + self.attention(self.attention_norm(x), angles, cache, layer, real)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class PostNormBlock(nn.Module):
+    """Norms behind the sums, as in the first Transformer and BERT."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = self_attention(config, layer)
+        self.attention_norm = NORMS[config.norm](config)
+        self.mlp = MLPS[config.mlp](config)
+        self.mlp_norm = NORMS[config.norm](config)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Any,
+        cache: KVCache | None,
+        layer: int,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        x = self.attention_norm(x + self.attention(x, angles, cache, layer, real))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class SandwichBlock(nn.Module):
+    """Norms before and behind attention and MLP (Ding et al. 2021; Gemma)."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = NORMS[config.norm](config)
+        self.attention = self_attention(config, layer)
+        self.attention_post_norm = NORMS[config.norm](config)
+        self.mlp_norm = NORMS[config.norm](config)
+        self.mlp = MLPS[config.mlp](config)
+        self.mlp_post_norm = NORMS[config.norm](config)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: Any,
+        cache: KVCache | None,
+        layer: int,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        y = self.attention(self.attention_norm(x), angles, cache, layer, real)
+        x = x + self.attention_post_norm(y)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+BLOCKS: dict[str, Callable[[TransformerConfig, int], nn.Module]] = {
+    "pre": Block,
+    "post": PostNormBlock,
+    "sandwich": SandwichBlock,
+}
+LAST_NORMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
+    "pre": lambda c: NORMS[c.norm](c),
+    "post": lambda c: nn.Identity(),  # the last block ends with one
+    "sandwich": lambda c: NORMS[c.norm](c),
+}
 
 
 class Transformer(nn.Module):
@@ -103,8 +236,9 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding: Embedding | Int8Linear = Embedding(config.vocab_size, config.width)
         self.position = POSITIONS[config.position](config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = NORMS[config.norm](config)
+        self.stem = STEMS[config.stem](config)
+        self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.layers))
+        self.norm = LAST_NORMS[config.block](config)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.init_weights()
 
@@ -134,20 +268,27 @@ class Transformer(nn.Module):
             elif "norm" not in name:
                 parameter.normal_(0, 0.02)
 
-    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) → the normalised stream (B, T, C). With a cache, ids continue what it
-        holds."""
-        start = cache.length if cache is not None else 0
+    def enter(self, ids: Tensor, start: int = 0) -> tuple[Tensor, Any]:
+        """ids (B, T), of which the first stands at position `start` → the stream (B, T, C) before
+        the first block, and the angles for the blocks."""
         x, angles = self.position(self.embedding.rows(ids), start)
+        return self.stem(x), angles
+
+    def features(
+        self, ids: Tensor, cache: KVCache | None = None, *, real: Tensor | None = None
+    ) -> Tensor:
+        """ids (B, T) → the normalised stream (B, T, C). With a cache, ids continue what it
+        holds. `real` (B, T) bool is False where a token is padding, at which nobody looks."""
+        x, angles = self.enter(ids, cache.length if cache is not None else 0)
         for i, block in enumerate(self.layers):
-            x = block(x, angles, cache, i)
+            x = block(x, angles, cache, i, real)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)
 
     def streams(self, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The stream (B, T, C) after each of `layers`, counted from 0, in ascending order."""
-        x, angles = self.position(self.embedding.rows(ids), 0)
+        x, angles = self.enter(ids)
         kept = []
         for i, block in enumerate(self.layers[: max(layers) + 1]):
             x = block(x, angles, None, i)

@@ -102,8 +102,8 @@ def attend(
         y = F.scaled_dot_product_attention(folded, k, v, attn_mask=shown, scale=scale)
         return y.view(batch, heads, 1, width)
     past = span - count
-    first_row_is_alone = past == 0 and (window is None or span <= window)
-    if causal and not (first_row_is_alone and real is None):
+    triangle = past == 0 and shown is None and (window is None or span <= window)
+    if causal and not triangle:
         seen = torch.ones(count, span, dtype=torch.bool, device=q.device).tril_(past)
         if window is not None:
             seen = seen.triu_(past - window + 1)
@@ -113,7 +113,7 @@ def attend(
         k,
         v,
         attn_mask=shown,
-        is_causal=causal and shown is None,
+        is_causal=causal and triangle,
         enable_gqa=grouped,
         scale=scale,
     )

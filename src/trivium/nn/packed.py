@@ -39,6 +39,8 @@ class PackedLinear(nn.Module):
 
     def matrix(self) -> native.Matrix:
         """The weights as the kernels take them; valid as long as this module is."""
+        if self.bias is not None:
+            self.bias = self.bias.float()  # whatever type the model was moved to
         return native.Matrix(
             self.blocks.data_ptr(),
             None if self.bias is None else self.bias.data_ptr(),

@@ -15,21 +15,24 @@ from torch import Tensor, nn
 
 from trivium.errors import UsageError
 
-
 SCALINGS = ("default", "linear", "llama3", "factors")
 
 
 def scaling_kind(scaling: Mapping[str, Any] | None) -> str:
+    """The kind of a `rope_scaling` entry. Raises UsageError for one that we would get wrong."""
     given = scaling or {}
-    return given.get("rope_type", given.get("type", "default"))
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in SCALINGS:
+        raise UsageError(f"rope scaling {kind!r} is not supported: {', '.join(SCALINGS)} are")
+    return kind
 
 
 def frequencies(head_dim: int, base: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
     """The angles per position, (D/2,) in float32.
 
     `scaling` is the `rope_scaling` entry of a published config: "linear" divides every frequency by
-    `factor`; "factors" divides each by its own (GGUF); "llama3" divides only the long waves (Llama 3.1, blending between the two
-    wavelengths).
+    `factor`, "factors" each by its own (GGUF); "llama3" divides only the long waves (Llama 3.1,
+    blending between the two wavelengths).
     """
     theta = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     kind = scaling_kind(scaling)
@@ -56,11 +59,7 @@ class Rotary(nn.Module):
         self, head_dim: int, base: float = 10000.0, scaling: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        if scaling_kind(scaling) not in SCALINGS:
-            raise UsageError(
-                f"rope scaling {scaling_kind(scaling)!r} is not supported: "
-                f"{', '.join(SCALINGS)} are"
-            )
+        scaling_kind(scaling)  # refuse now, not at the first token
         self.head_dim, self.base, self.scaling = head_dim, base, scaling
         self._table: tuple[Tensor, Tensor] | None = None
 

@@ -19,6 +19,8 @@ DISK_RESERVE = 256 << 20
 FILES = 100_000
 CLOCK_GRAIN = 20_000_000  # nanoseconds by which the times of files may lag behind the clock
 # The keeper's process 1, and one that has ended and is not reaped yet.
+# The keeper, and what a process maps twice: below this, it meets its own limit as a MemoryError.
+SPARE_MEMORY = 64 << 20  # bytes
 SPARE_PROCESSES = 2
 
 
@@ -43,7 +45,7 @@ class Watch:
     def breach(self) -> Literal["memory", "processes", "disk"] | None:
         """The limit that is exceeded now, if one is."""
         memory, tasks = self._processes()
-        if memory > self.limits.memory:
+        if memory > self.limits.memory + SPARE_MEMORY:
             return "memory"
         if tasks > self.limits.processes + SPARE_PROCESSES:
             return "processes"

@@ -49,6 +49,7 @@ static struct {
     Job job;
     void *context;
     int count, grain, helpers;
+    atomic_int wanted; /* helpers that may work; the others sleep */
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static void take_chunks(uint32_t generation) {
@@ -67,13 +68,13 @@ static void take_chunks(uint32_t generation) {
     }
 }
 
-static void *helper(void *unused) {
-    (void)unused;
+static void *helper(void *number) {
+    const int own = (int)(intptr_t)number;
     int known = 0;
     for (;;) {
         int spins = 0;
         while (atomic_load(&pool.generation) == known) {
-            if (++spins < 4000) { RELAX(); continue; }
+            if (++spins < 4000 && own < atomic_load(&pool.wanted)) { RELAX(); continue; }
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
             while (atomic_load(&pool.generation) == known) pthread_cond_wait(&pool.wake, &pool.lock);
@@ -81,25 +82,26 @@ static void *helper(void *unused) {
             pthread_mutex_unlock(&pool.lock);
         }
         known = atomic_load(&pool.generation);
-        take_chunks((uint32_t)known);
+        if (own < atomic_load(&pool.wanted)) take_chunks((uint32_t)known);
     }
     return NULL;
 }
 
-/* Bring the number of threads, the caller among them, up to `threads`; returns how many there are. */
-int trivium_threads(int threads) {
+/* Let `threads` threads work, the caller among them. */
+void trivium_threads(int threads) {
     while (pool.helpers < threads - 1) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, helper, NULL)) break;
+        if (pthread_create(&thread, NULL, helper, (void *)(intptr_t)pool.helpers)) break;
         pthread_detach(thread);
         pool.helpers++;
     }
-    return pool.helpers + 1;
+    atomic_store(&pool.wanted, threads - 1);
 }
 
 /* A child of fork() has no helpers. */
 void trivium_forked(void) {
     pool.helpers = 0;
+    atomic_store(&pool.wanted, 0);
     atomic_store(&pool.sleepers, 0);
     pthread_mutex_init(&pool.busy, NULL);
     pthread_mutex_init(&pool.lock, NULL);
@@ -107,7 +109,7 @@ void trivium_forked(void) {
 
 static void parallel(Job job, void *context, int count, int grain) {
     /* One job at a time: a second thread of the program does its own alone. */
-    if (pool.helpers == 0 || count <= grain || pthread_mutex_trylock(&pool.busy)) {
+    if (atomic_load(&pool.wanted) == 0 || count <= grain || pthread_mutex_trylock(&pool.busy)) {
         job(context, 0, count);
         return;
     }

@@ -1,0 +1,95 @@
+"""GPT-2 (Radford et al. 2019)."""
+
+from trivium.checkpoint import Part, transpose
+from trivium.language.families.family import Family, same
+
+GPT2 = Family(
+    model_type="gpt2",
+    architectures=("GPT2LMHeadModel", "GPT2Model"),
+    gguf="gpt2",
+    fixed={
+        "norm": "layer",
+        "block": "pre",
+        "stem": "plain",
+        "position": "learned",
+        "causal": True,
+        "window": None,
+        "qk_norm": False,
+        "query_scale": None,
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+    },
+    defaults={},
+    activations={"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"},
+    activation_key="activation_function",
+    required={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    hf_config={
+        "vocab_size": "vocab_size",
+        "context": "n_positions",
+        "width": "n_embd",
+        "layers": "n_layer",
+        "heads": "n_head",
+        "hidden": "n_inner",
+        "norm_eps": "layer_norm_epsilon",
+        "tied": "tie_word_embeddings",
+    },
+    hf_names={
+        **same(
+            {
+                "embedding.weight": "wte.weight",
+                "position.weight": "wpe.weight",
+                "layers.{}.attention_norm.weight": "h.{}.ln_1.weight",
+                "layers.{}.attention_norm.bias": "h.{}.ln_1.bias",
+                "layers.{}.attention.qkv.bias": "h.{}.attn.c_attn.bias",
+                "layers.{}.attention.out.bias": "h.{}.attn.c_proj.bias",
+                "layers.{}.mlp_norm.weight": "h.{}.ln_2.weight",
+                "layers.{}.mlp_norm.bias": "h.{}.ln_2.bias",
+                "layers.{}.mlp.up.bias": "h.{}.mlp.c_fc.bias",
+                "layers.{}.mlp.down.bias": "h.{}.mlp.c_proj.bias",
+                "norm.weight": "ln_f.weight",
+                "norm.bias": "ln_f.bias",
+            }
+        ),
+        "head.weight": (Part("lm_head.weight"),),
+        "layers.{}.attention.qkv.weight": (Part("h.{}.attn.c_attn.weight", transpose),),
+        "layers.{}.attention.out.weight": (Part("h.{}.attn.c_proj.weight", transpose),),
+        "layers.{}.mlp.up.weight": (Part("h.{}.mlp.c_fc.weight", transpose),),
+        "layers.{}.mlp.down.weight": (Part("h.{}.mlp.c_proj.weight", transpose),),
+    },
+    gguf_config={
+        "context": "{arch}.context_length",
+        "width": "{arch}.embedding_length",
+        "layers": "{arch}.block_count",
+        "heads": "{arch}.attention.head_count",
+        "hidden": "{arch}.feed_forward_length",
+        "norm_eps": "{arch}.attention.layer_norm_epsilon",
+    },
+    gguf_names=same(
+        {
+            "embedding.weight": "token_embd.weight",
+            "position.weight": "position_embd.weight",
+            "layers.{}.attention_norm.weight": "blk.{}.attn_norm.weight",
+            "layers.{}.attention_norm.bias": "blk.{}.attn_norm.bias",
+            "layers.{}.attention.qkv.weight": "blk.{}.attn_qkv.weight",
+            "layers.{}.attention.qkv.bias": "blk.{}.attn_qkv.bias",
+            "layers.{}.attention.out.weight": "blk.{}.attn_output.weight",
+            "layers.{}.attention.out.bias": "blk.{}.attn_output.bias",
+            "layers.{}.mlp_norm.weight": "blk.{}.ffn_norm.weight",
+            "layers.{}.mlp_norm.bias": "blk.{}.ffn_norm.bias",
+            "layers.{}.mlp.up.weight": "blk.{}.ffn_up.weight",
+            "layers.{}.mlp.up.bias": "blk.{}.ffn_up.bias",
+            "layers.{}.mlp.down.weight": "blk.{}.ffn_down.weight",
+            "layers.{}.mlp.down.bias": "blk.{}.ffn_down.bias",
+            "norm.weight": "output_norm.weight",
+            "norm.bias": "output_norm.bias",
+            "head.weight": "output.weight",
+        }
+    ),
+    hf_prefixes=("transformer.",),
+    ignored=(".attn.bias", ".attn.masked_bias"),
+)

@@ -1,0 +1,55 @@
+"""/v1/embeddings: a vector for each text."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.server.errors import ApiError
+from trivium.server.schema import MOST_INPUTS, EmbeddingRequest
+from trivium.server.served import Embedding
+
+BATCH = 32  # texts; between batches the work can be stopped
+
+
+def texts(body: EmbeddingRequest) -> list[str]:
+    """The texts of a request. Raises ApiError."""
+    given = [body.input] if isinstance(body.input, str) else body.input
+    if not given or len(given) > MOST_INPUTS:
+        raise _wrong("input", f"input must hold 1 to {MOST_INPUTS} texts, not {len(given)}")
+    if not all(isinstance(text, str) for text in given):
+        raise _wrong("input", "send texts: token ids of another tokenizer mean nothing here")
+    if not all(given):
+        raise _wrong("input", "input holds an empty text")
+    return [str(text) for text in given]
+
+
+def _wrong(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def vectors(model: Embedding, wanted: Sequence[str]) -> Iterator[Tensor]:
+    """The vectors of a batch of texts after the other, float32 (≤ BATCH, C)."""
+    for start in range(0, len(wanted), BATCH):
+        yield model.embedder.embed(wanted[start : start + BATCH]).float().cpu()
+
+
+def to_json(model: Embedding, body: EmbeddingRequest, found: Tensor, tokens: int) -> dict[str, Any]:
+    """OpenAI's answer. Fewer `dimensions` are the first ones, brought to length 1 again."""
+    width = found.shape[1]
+    if body.dimensions is not None:
+        if body.dimensions > width:
+            raise _wrong("dimensions", f"{model.id} makes vectors of {width} dimensions")
+        if body.dimensions < width:
+            found = F.normalize(found[:, : body.dimensions], dim=1)
+    values: Sequence[Any] = found.tolist()
+    if body.encoding_format == "base64":  # of little-endian float32
+        raw = (row.contiguous().numpy().astype("<f4").tobytes() for row in found)
+        values = [base64.b64encode(data).decode() for data in raw]
+    data = [
+        {"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)
+    ]
+    used = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model.id, "usage": used}

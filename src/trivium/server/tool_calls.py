@@ -1,0 +1,162 @@
+"""Calls of the tools that a client offers, and its choice between them: auto, required or one.
+
+A model whose template shows tools writes calls in its own form (`trivium.llmos.native_tools`); any
+other is led through examples (`trivium.llmos.few_shot`). Either way a call is decoded under the
+schema of its tool, so its arguments are always valid.
+"""
+
+import contextlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from trivium.errors import UsageError
+from trivium.language.constrain import Grammar, compile_json_schema, compile_lark
+from trivium.language.engine import End, Engine, Request
+from trivium.llmos import native_tools
+from trivium.llmos.few_shot import abridged, fill_arguments
+from trivium.llmos.messages import ToolCall
+from trivium.llmos.native_tools import LLAMA, Form
+from trivium.llmos.tools import Tool
+from trivium.server.errors import ApiError
+from trivium.server.schema import ChatRequest, NamedTool
+from trivium.server.served import Chooser
+
+WHOLE_ARGUMENTS = 1024  # tokens of arguments that are written in one piece
+# What `fill_arguments` respects; any other keyword needs the object to be written as a whole.
+SIMPLE = {"type", "properties", "required", "additionalProperties", "title", "description"}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The tools that may be called. `required`: one must be; `several`: more than one may be."""
+
+    tools: tuple[Tool, ...] = ()
+    required: bool = False
+    several: bool = True
+
+
+def offer(body: ChatRequest) -> Offer:
+    """What a request offers. Raises ApiError for a choice that is not there or a bad schema."""
+    choice = body.tool_choice or "auto"
+    several = body.parallel_tool_calls is not False
+    if isinstance(choice, NamedTool):
+        named = choice.function.name
+        given = [tool for tool in body.tools or () if tool.function.name == named]
+        if not given:
+            raise _wrong("tool_choice", f"tool_choice names {named[:64]!r}, which is not in tools")
+        return Offer((_tool(given[0].function, 0),), required=True, several=False)
+    if choice == "required" and not body.tools:
+        raise _wrong("tool_choice", "tool_choice is required, but there are no tools")
+    if choice == "none" or not body.tools:
+        return Offer()
+    tools = tuple(_tool(given.function, i) for i, given in enumerate(body.tools))
+    if len({tool.name for tool in tools}) < len(tools):
+        raise _wrong("tools", "two tools have the same name")
+    return Offer(tools, choice == "required", several)
+
+
+def _wrong(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def _tool(function: Any, place: int) -> Tool:
+    """The tool as ours, its schema checked and with `properties` and `required`."""
+    schema: dict[str, Any] = {"type": "object", **(function.parameters or {})}
+    try:
+        compile_json_schema(schema)
+        if schema["type"] != "object":
+            raise UsageError("the parameters of a function must be an object")
+    except UsageError as error:
+        param = f"tools.{place}.function.parameters"
+        raise _wrong(param, f"{function.name}: {error}") from error
+    schema = {"properties": {}, "required": [], **schema}
+    return Tool(function.name, (function.description or "").strip() or function.name, schema, _none)
+
+
+def _none(**arguments: object) -> str:
+    raise AssertionError("the client runs its tools, not the server")
+
+
+def native_grammar(form: Form, offered: Offer, answer: Mapping[str, Any] | None) -> Grammar:
+    """Calls in `form`; before or instead of them, free text, or JSON that fits `answer`."""
+    if not offered.required and offered.several and answer is None:
+        return native_tools.grammar(form, offered.tools)
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(offered.tools)))}"]
+    for i, tool in enumerate(offered.tools):
+        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{form.key}": ')
+        rules.append(f'call_{i}: {head} arguments_{i} "}}"')
+        rules.append(f"arguments_{i}: %json {json.dumps(dict(tool.parameters))}")
+    starts = ["calls"]
+    if not offered.required and answer is not None:
+        starts.append("answer")
+        rules.append(f"answer: %json {json.dumps(answer)}")
+    elif not offered.required:
+        starts = ["said | TEXT" if form is LLAMA else "said | TAIL"]
+        rules.append(r"TEXT: /[^{](.|\n)*/" if form is LLAMA else r"TAIL: /(.|\n)*/")
+    return compile_lark(
+        "\n".join([f"start: {' | '.join(starts)}", *_blocks(form, offered), *rules])
+    )
+
+
+def _blocks(form: Form, offered: Offer) -> list[str]:
+    """`calls`, which begin at once, and `said`, with free text before them."""
+    if form is LLAMA:  # the sign is the beginning of the JSON itself, and there is but one call
+        return ["calls: call", "said: call"]
+    body = "call"
+    if form.listed:
+        body = '"[" call (", " call)* "]"' if offered.several else '"[" call "]"'
+    space = '"\\n"' if form.end else '" "'
+    begin = json.dumps(form.begin)
+    after = f"{space} {json.dumps(form.end)}" if form.end else ""
+    block = f"{begin} {space} {body} {after}"
+    more = f'("\\n" {block})*' if offered.several and not form.listed else ""
+    rules = [f"calls: {block} {more}"]
+    if not offered.required:
+        rules += [f"said: sign {space} {body} {after}", f"sign[lazy]: TAIL {begin}"]
+    return rules
+
+
+def led_call(
+    engine: Engine, chooser: Chooser, offered: Offer, request: str
+) -> tuple[ToolCall | None, list[End]]:
+    """The call that `request` is for, by a model that knows no tools; None if it is for none.
+
+    `chooser` is over the tools offered. Raises ApiError when the arguments have no end.
+    """
+    choice = chooser.choose(request)
+    tool = choice.tool
+    if tool is None:
+        if not offered.required:
+            return None, []
+        tool = chooser.best_tool(choice.vector)
+    shown = chooser.nearest(tool, choice.vector)
+    ends: list[End] = []
+    if set(tool.parameters) <= SIMPLE and all(
+        isinstance(schema, dict) for schema in tool.parameters["properties"].values()
+    ):
+        with contextlib.suppress(UsageError):  # a property that means something only in its place
+            arguments, ends = fill_arguments(engine, tool, request, shown)
+            if Draft202012Validator(tool.parameters).is_valid(arguments):
+                return _call(tool, json.dumps(arguments, ensure_ascii=False)), ends
+    prompt = f"{tool.description.splitlines()[0]}\n\n"
+    for past, given in shown:
+        prompt += f"Request: {past}\nArguments: {json.dumps(given, ensure_ascii=False)}\n\n"
+    prompt += f"Request: {abridged(request)}\nArguments: "
+    grammar = compile_json_schema(tool.parameters)
+    ids = engine.tokenizer.encode(prompt)
+    pieces = list(engine.generate(Request(ids, max_tokens=WHOLE_ARGUMENTS, grammar=grammar)))
+    end = pieces[-1]
+    assert isinstance(end, End)
+    text = "".join(piece.text for piece in pieces)
+    # Cut off, the arguments are no JSON: there is no call, and the answer ends with "length".
+    call = _call(tool, text) if end.reason == "stop" else None
+    return call, [*ends, end] if call else [*ends, replace(end, reason="length")]
+
+
+def _call(tool: Tool, arguments: str) -> ToolCall:
+    return ToolCall(f"call_{uuid.uuid4().hex[:24]}", tool.name, arguments)
