@@ -24,7 +24,7 @@ LAYERS = (
     {"language", "clip", "diffusion", "segmentation"},
     {"train"},
     {"checkpoint", "data", "hub"},
-    {"huggingface", "package_index"},  # where the hub gets models from
+    {"huggingface", "package_index", "catalogue"},  # where the hub gets models from
     {"download"},
     {"gguf_file"},
     {"nn"},

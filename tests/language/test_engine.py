@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from trivium.errors import UsageError
 from trivium.language.constrain import compile_choice, compile_json_schema, compile_regex
-from trivium.language.engine import ContextOverflow, End, Engine, Request, Token, common_prefix
+from trivium.language.engine import ContextOverflow, End, Engine, Request, Token
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling
+from trivium.language.slots import common_prefix
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer, TransformerConfig
 

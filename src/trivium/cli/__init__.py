@@ -24,6 +24,7 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
     "chat": ("trivium.cli.chat:chat", "Talk with a model that has tools, turn by turn."),
     "run": ("trivium.cli.run:run", "Do one request with tools, print the answer and leave."),
     "complete": ("trivium.cli.complete:complete", "Continue a text, without template and tools."),
+    "serve": ("trivium.cli.serve:serve", "Serve models over HTTP, as OpenAI's API."),
     "models": (
         "trivium.cli.models:models",
         "List the models that are here and that can be pulled.",

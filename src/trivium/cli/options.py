@@ -19,7 +19,7 @@ def _default_model() -> str:
     return default_model()
 
 
-def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from trivium import hub
 
     names = [*hub.CATALOGUE, *(model.name for model in hub.installed())]
@@ -49,7 +49,7 @@ model: Decorator[Any] = click.option(
     metavar="NAME",
     envvar="TRIVIUM_MODEL",
     default=_default_model,
-    shell_complete=_complete_model,
+    shell_complete=complete_model,
     help="A name of `trivium models`, a folder or GGUF file, a Hugging Face repository, or "
     "remote:NAME (behind OPENAI_BASE_URL).",
 )

@@ -87,10 +87,8 @@ class Embedder:
     def width(self) -> int:
         return self.model.config.width
 
-    @torch.inference_mode()
-    def embed(
-        self, texts: Sequence[str], *, truncate: bool = False, batch: int = BATCH
-    ) -> Tensor:
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str], *, truncate: bool = False, batch: int = BATCH) -> Tensor:
         """One vector for each text: (N, C), float32, on the CPU; of length 1 if `normalise`.
 
         A text longer than `max_tokens` raises UsageError, unless `truncate` says that its end may
@@ -174,6 +172,4 @@ def _from_gguf(path: Path, metadata: Any, model: Transformer) -> Embedder:
     if kind not in GGUF_POOLINGS:
         raise UsageError(f"{path}: pooling type {kind} is unsupported")
     tokenizer = Tokenizer.from_gguf(metadata)
-    return Embedder(
-        path.stem, model, tokenizer, GGUF_POOLINGS[kind], True, model.config.context
-    )
+    return Embedder(path.stem, model, tokenizer, GGUF_POOLINGS[kind], True, model.config.context)

@@ -9,7 +9,6 @@ T tokens, V vocabulary.
 """
 
 import hashlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,25 +22,15 @@ from trivium.language.constrain import Constrainer, Constraint, Grammar
 from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling, log_probabilities, make_generator, next_token
+from trivium.language.slots import Slot, Slots
 from trivium.language.tokenizer import StopStrings, StreamDecoder
-from trivium.nn.attention import KVCache
 
 PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt
 FEATURE_BATCH = 32  # texts
-SLOTS = 4
 
 
 class ContextOverflow(UsageError):
     """The prompt does not fit the model's context. Nothing is ever cut silently."""
-
-
-@dataclass
-class Slot:
-    """A cache, and the tokens it holds."""
-
-    ids: list[int] = field(default_factory=list)
-    cache: KVCache = field(default_factory=KVCache)
-    last_used: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class Engine:
         self.model = language_model.model
         self.tokenizer = language_model.tokenizer
         self.context = self.model.config.context
-        self._slots: list[Slot] = []
+        self.slots = Slots()
         self._native = NativeStep.of(self.model)
 
     @cached_property
@@ -112,32 +101,23 @@ class Engine:
         Raises ContextOverflow when prompt and `max_tokens` do not fit. Closing the generator stops
         the work; the tokens made so far stay cached.
         """
-        prompt = list(request.prompt)
-        room = self.room(prompt, request.max_tokens)
-        decoder, stops = StreamDecoder(self.tokenizer), StopStrings(request.stop)
-        random = make_generator(request.sampling.seed)
-        constraint = self.constrainer.start(request.grammar) if request.grammar else None
-        slot, cached = self._acquire(prompt)
-        logits = self._prefill(slot, prompt)
-        made: list[int] = []
-        reason: Literal["stop", "length"] = "length"
-        while reason == "length" and len(made) < room:
-            if made:
-                logits = self._forward(slot, made[-1:])[-1]
-            token = self._choose(logits, request, constraint, made, random)
-            made.append(token.id)
-            if token.id in self.tokenizer.stop_ids:
-                reason = "stop"
-                break
-            text, stopped = stops.push(decoder.push(token.id))
-            yield replace(token, text=text)
-            if stopped:
-                yield End("stop", "", len(prompt), len(made), cached)
-                return
-            if constraint is not None and constraint.finished:
-                reason = "stop"
-        rest, _ = stops.push(decoder.flush())
-        yield End(reason, rest + stops.flush(), len(prompt), len(made), cached)
+        run = Run(self, request)
+        try:
+            while not run.read_prompt():
+                pass
+            while True:
+                yield from run.choose()
+                if run.ended:
+                    return
+                self.advance([run])
+        finally:
+            run.close()
+
+    def advance(self, runs: Sequence["Run"]) -> None:
+        """One step for all of `runs`: read the token that each of them chose last."""
+        logits = self.step([run.made[-1] for run in runs], [run.slot for run in runs])
+        for run, row in zip(runs, logits, strict=True):
+            run.logits = row
 
     def room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """How many tokens may follow `prompt`. Raises ContextOverflow, or UsageError if it is
@@ -154,27 +134,6 @@ class Engine:
             )
         return free if max_tokens is None else max_tokens
 
-    def _choose(
-        self,
-        logits: Tensor,
-        request: Request,
-        constraint: Constraint | None,
-        made: list[int],
-        random: torch.Generator,
-    ) -> Token:
-        allowed = biased(logits, request.logit_bias)
-        if constraint is not None:
-            allowed = constraint.mask(allowed.clone())
-        chosen = next_token(allowed, request.sampling, made, random, prompt=request.prompt)
-        if constraint is not None:
-            constraint.accept(chosen)
-        if request.top_logprobs is None:
-            return Token(chosen, "")
-        logprobs = log_probabilities(logits)
-        top = torch.topk(logprobs, min(request.top_logprobs, len(logprobs)))
-        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        return Token(chosen, "", float(logprobs[chosen]), pairs)
-
     # -- likelihood -----------------------------------------------------------------------------
 
     def score(
@@ -187,29 +146,33 @@ class Engine:
         prompt = list(prompt)
         longest = max((len(c) for c in continuations), default=0)
         self.room(prompt, longest)
-        slot, _ = self._acquire(prompt)
-        first = log_probabilities(self._prefill(slot, prompt))
-        scores = []
-        for continuation in continuations:
-            if not continuation:
-                raise UsageError("a continuation to be scored is empty")
-            values = [float(first[continuation[0]])]
-            if len(continuation) > 1:
-                rest = self._forward(slot, list(continuation[:-1]), every=True)
-                for logits, token in zip(rest, continuation[1:], strict=True):
-                    values.append(float(log_probabilities(logits)[token]))
-                self._truncate(slot, len(prompt))
-            scores.append(values)
-        return scores
+        slot, _ = self.slots.acquire(prompt)
+        try:
+            first = log_probabilities(self.read(slot, prompt))
+            return [self._score(slot, len(prompt), first, c) for c in continuations]
+        finally:
+            self.slots.release(slot)
+
+    def _score(
+        self, slot: Slot, start: int, first: Tensor, continuation: Sequence[int]
+    ) -> list[float]:
+        if not continuation:
+            raise UsageError("a continuation to be scored is empty")
+        values = [float(first[continuation[0]])]
+        if len(continuation) > 1:
+            rest = self._forward(slot, list(continuation[:-1]), every=True)
+            for logits, token in zip(rest, continuation[1:], strict=True):
+                values.append(float(log_probabilities(logits)[token]))
+            slot.truncate(start)
+        return values
 
     @torch.inference_mode()
     def features(
         self, texts: Sequence[str], layers: Sequence[int], *, before: str = "", after: str = ""
     ) -> Tensor:
         """What the model makes of each text: the mean of its tokens' vectors after each of
-        `layers`,
-        side by side, float32 (N, C·len(layers)). `before` and `after` give context and are not
-        averaged."""
+        `layers`, side by side, float32 (N, C·len(layers)). `before` and `after` give context and
+        are not averaged."""
         head, tail = self.tokenizer.encode(before), self.tokenizer.encode(after)
         bodies = [self.tokenizer.encode(text) or tail for text in texts]
         rows: dict[int, Tensor] = {}
@@ -224,57 +187,47 @@ class Engine:
                 rows[i] = x[len(head) : len(head) + len(bodies[i])].float().mean(0)
         return torch.stack([rows[i] for i in range(len(texts))])
 
-    # -- cache ----------------------------------------------------------------------------------
+    # -- computing ------------------------------------------------------------------------------
 
-    def _acquire(self, prompt: list[int]) -> tuple[Slot, int]:
-        """The slot to compute `prompt` in, and how many of its tokens are there already.
-
-        At least one token is left to compute, because its logits are wanted.
-        """
-        best, shared = None, 0
-        for slot in self._slots:
-            n = min(common_prefix(slot.ids, prompt), len(prompt) - 1)
-            if n > shared:
-                best, shared = slot, n
-        if best is None or 2 * shared < len(best.ids):
-            # Most of that slot is something else: leave it whole, and copy the beginning.
-            start = best.cache.copy(shared) if best is not None else KVCache()
-            kept = best.ids[:shared] if best is not None else []
-            if len(self._slots) >= SLOTS:
-                self._slots.remove(min(self._slots, key=lambda slot: slot.last_used))
-            best = Slot(list(kept), start)
-            self._slots.append(best)
-        self._truncate(best, shared)
-        best.last_used = time.monotonic()
-        return best, shared
-
-    @staticmethod
-    def _truncate(slot: Slot, length: int) -> None:
-        slot.cache.truncate(length)
-        del slot.ids[length:]
-
-    def _prefill(self, slot: Slot, prompt: list[int]) -> Tensor:
+    def read(self, slot: Slot, prompt: Sequence[int]) -> Tensor:
         """Compute what the slot lacks of `prompt`; logits (V,) after its last token."""
-        while True:
-            done = len(slot.ids)
-            chunk = prompt[done : done + PREFILL_CHUNK]
-            logits = self._forward(slot, chunk)
-            if done + len(chunk) == len(prompt):
-                return logits[-1]
+        while (logits := self.read_chunk(slot, prompt)) is None:
+            pass
+        return logits
+
+    def read_chunk(self, slot: Slot, prompt: Sequence[int]) -> Tensor | None:
+        """Compute the next chunk; the logits (V,) when it was the last one."""
+        done = len(slot.ids)
+        chunk = list(prompt[done : done + PREFILL_CHUNK])
+        logits = self._forward(slot, chunk)
+        return logits[-1] if done + len(chunk) == len(prompt) else None
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int], slots: Sequence[Slot]) -> list[Tensor]:
+        """Append one token to each slot; logits (V,) of each. The slots are not empty."""
+        if self._native is None:
+            return [
+                self._forward(slot, [token])[-1] for token, slot in zip(tokens, slots, strict=True)
+            ]
+        try:
+            logits = self._native(tokens, [slot.cache for slot in slots])
+            for token, slot in zip(tokens, slots, strict=True):
+                slot.ids.append(token)
+        except BaseException:
+            for slot in slots:
+                slot.truncate(min(len(slot.ids), slot.cache.length))
+            raise
+        return list(logits)
 
     @torch.inference_mode()
     def _forward(self, slot: Slot, ids: list[int], *, every: bool = False) -> Tensor:
         """Append `ids` to the slot; float32 logits (T, V) after each of them, or (1, V)."""
-        if self._native is not None and len(ids) == 1 and slot.ids:
-            logits = self._native(ids, [slot.cache])
-            slot.ids += ids
-            return logits
         batch = torch.tensor([ids], device=self.language_model.device)
         try:
             features = self.model.features(batch, slot.cache)[0]
         except BaseException:
             # Cut short (Ctrl-C, out of memory): the cache is as long as its tokens say.
-            self._truncate(slot, len(slot.ids))
+            slot.truncate(len(slot.ids))
             raise
         slot.ids += ids
         return self.model.logits(features if every else features[-1:]).float()
@@ -289,9 +242,78 @@ def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
     return logits.index_add(0, ids, values)
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share from the start."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+class Run:
+    """One request on its way: its slot, its random numbers, and what it has made so far.
+
+    Read the prompt until `read_prompt` says that it is done; then `choose` a token and let the
+    engine `advance`, in turn, until `ended`. `close` gives the slot back.
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine, self._request = engine, request
+        self._prompt = list(request.prompt)
+        self._room = engine.room(self._prompt, request.max_tokens)
+        self._decoder = StreamDecoder(engine.tokenizer)
+        self._stops = StopStrings(request.stop)
+        self._random = make_generator(request.sampling.seed)
+        self._constraint: Constraint | None = None
+        if request.grammar is not None:
+            self._constraint = engine.constrainer.start(request.grammar)
+        self.made: list[int] = []
+        self.logits: Tensor | None = None  # (V,), after the last token read
+        self.ended = False
+        self.slot, self._cached = engine.slots.acquire(self._prompt)
+
+    def read_prompt(self) -> bool:
+        """Compute the next chunk of the prompt; True when all of it has been read."""
+        if self.logits is None:
+            self.logits = self._engine.read_chunk(self.slot, self._prompt)
+        return self.logits is not None
+
+    def choose(self) -> Iterator[Token | End]:
+        """Draw the next token; it is followed by an End if it is the last one."""
+        token = self._draw()
+        self.made.append(token.id)
+        if token.id in self._engine.tokenizer.stop_ids:
+            yield self._end("stop")
+            return
+        text, stopped = self._stops.push(self._decoder.push(token.id))
+        yield replace(token, text=text)
+        if stopped:
+            yield self._end("stop", flush=False)
+        elif self._constraint is not None and self._constraint.finished:
+            yield self._end("stop")
+        elif len(self.made) == self._room:
+            yield self._end("length")
+
+    def close(self) -> None:
+        """Give the slot back. May be called twice."""
+        if self.slot.busy:
+            self._engine.slots.release(self.slot)
+        self.ended = True
+
+    def _draw(self) -> Token:
+        request, logits = self._request, self.logits
+        assert logits is not None
+        allowed = biased(logits, request.logit_bias)
+        if self._constraint is not None:
+            allowed = self._constraint.mask(allowed.clone())
+        chosen = next_token(
+            allowed, request.sampling, self.made, self._random, prompt=request.prompt
+        )
+        if self._constraint is not None:
+            self._constraint.accept(chosen)
+        if request.top_logprobs is None:
+            return Token(chosen, "")
+        logprobs = log_probabilities(logits)
+        top = torch.topk(logprobs, min(request.top_logprobs, len(logprobs)))
+        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        return Token(chosen, "", float(logprobs[chosen]), pairs)
+
+    def _end(self, reason: Literal["stop", "length"], *, flush: bool = True) -> End:
+        self.ended = True
+        rest = ""
+        if flush:
+            rest, _ = self._stops.push(self._decoder.flush())
+            rest += self._stops.flush()
+        return End(reason, rest, len(self._prompt), len(self.made), self._cached)

@@ -171,7 +171,5 @@ class SelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        y = attend(
-            q, k, v, causal=self.causal, window=self.window, real=real, scale=self.scale
-        )
+        y = attend(q, k, v, causal=self.causal, window=self.window, real=real, scale=self.scale)
         return self.out(y.transpose(1, 2).reshape(B, T, H * self.head_dim))

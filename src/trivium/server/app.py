@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from trivium import __version__
@@ -67,7 +67,7 @@ class Application:
     server: Server
 
 
-def create_app(models: Models, settings: Settings = Settings()) -> Application:  # noqa: B008
+def create_app(models: Models, settings: Settings = Settings()) -> Application:
     """The server over `models`, which are loaded by somebody else; until then it answers 503."""
     metrics = Metrics()
     workers = Workers(settings.max_concurrent, settings.queue)
@@ -79,7 +79,7 @@ def create_app(models: Models, settings: Settings = Settings()) -> Application: 
         await workers.close()
         models.close()
 
-    app = FastAPI(title="Trivium", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Trivium", version=__version__, lifespan=lifespan, docs_url=None)
     app.router.route_class = _Route
     app.include_router(_observing(server))
     app.include_router(_answering(server))
@@ -115,7 +115,7 @@ def _observing(server: Server) -> APIRouter:
             raise ApiError(503, "the models are being loaded", code="model_loading", retry=2)
         return reply({"status": "ok"})
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(server.metrics.text(), media_type=CONTENT_TYPE)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from trivium.errors import UsageError
-from trivium.language.constrain import Grammar, compile_json_schema
+from trivium.language.constrain import compile_json_schema
 from trivium.language.engine import End, Request, Token
 from trivium.llmos import native_tools
 from trivium.llmos.local import told
@@ -137,9 +137,7 @@ def _answer_schema(body: ChatRequest) -> Mapping[str, Any] | None:
     return wanted.json_schema.shape
 
 
-def _prompt(
-    model: Language, messages: Sequence[Message], offered: Offer, led: bool
-) -> list[int]:
+def _prompt(model: Language, messages: Sequence[Message], offered: Offer, led: bool) -> list[int]:
     start = _last_request(messages)
     if led and start is None:
         raise ApiError(400, "a call needs a message of a user", param="messages")

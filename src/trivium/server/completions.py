@@ -87,16 +87,15 @@ def _wrong(param: str, message: str) -> ApiError:
 
 def _prompts(body: CompletionRequest, model: Language) -> list[tuple[list[int], str]]:
     """The tokens and the text of each prompt."""
-    given = body.prompt
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        given = [given]  # type: ignore[list-item]
+    given: Sequence[Any] = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if given and isinstance(given[0], int):
+        given = [given]
     tokenizer, vocabulary = model.engine.tokenizer, model.engine.model.config.vocab_size
     prompts = []
     for prompt in given:
         if isinstance(prompt, str):
             prompts.append((tokenizer.encode(prompt, wrap=True), prompt))
             continue
-        assert isinstance(prompt, list)
         if any(id >= vocabulary for id in prompt):
             raise _wrong("prompt", f"a token of the prompt is not below {vocabulary}")
         prompts.append((prompt, tokenizer.decode(prompt)))
@@ -119,8 +118,7 @@ def _pieces(engine: Engine, asked: Request, echo: str | None) -> Iterator[Piece]
 
 @torch.inference_mode()
 def _read(engine: Engine, prompt: Sequence[int], top: int) -> list[Token]:
-    """The prompt's tokens with their log-probabilities; the first, which follows nothing, has none.
-    """
+    """The prompt's tokens with their log-probabilities; the first, which follows nothing, has none."""
     tokens, cache = [Token(prompt[0], "")], KVCache()
     for start in range(0, len(prompt) - 1, ECHO_CHUNK):
         ids = list(prompt[start : start + ECHO_CHUNK])

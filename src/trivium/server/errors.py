@@ -78,7 +78,8 @@ def of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     fault = errors[0]
     if len(fault["loc"]) == 1 or not isinstance(body, dict):
         return ApiError(400, "the body must be a JSON object", code="invalid_json")
-    value, steps = body, list[str]()
+    value: Any = body
+    steps = list[str]()
     for step in fault["loc"][1:]:
         # A way through a union names its members too, which are not in the body.
         if isinstance(value, dict) and (step in value or fault["type"] == "missing"):

@@ -1,4 +1,4 @@
-"""From a request's parameters to what the engine is asked, and from its tokens to log-probabilities.
+"""From what a client asks to what the engine is asked, and from tokens to log-probabilities.
 
 A choice is one of the n answers to a request. Its job yields `Said` and `ToolCall`, then one
 `Finish`: streamed or not, an answer is made of the same events.
@@ -87,9 +87,7 @@ def check_room(engine: Engine, prompt: Sequence[int], wanted: int | None, param:
     try:
         engine.room(prompt, wanted)
     except ContextOverflow as error:
-        raise ApiError(
-            400, str(error), param=param, code="context_length_exceeded"
-        ) from error
+        raise ApiError(400, str(error), param=param, code="context_length_exceeded") from error
 
 
 def text_pieces(events: Iterable[Token | End], *, logprobs: bool) -> Iterator[Piece]:

@@ -71,9 +71,7 @@ def check_depth(body: bytes) -> None:
     for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", body)):
         depth += 1 if bracket[0] in b"[{" else -1
         if depth > DEPTH:
-            raise ApiError(
-                400, f"the JSON is nested more than {DEPTH} deep", code="invalid_json"
-            )
+            raise ApiError(400, f"the JSON is nested more than {DEPTH} deep", code="invalid_json")
 
 
 def read_json(body: bytes) -> Any:
@@ -181,9 +179,7 @@ def _route(scope: Scope) -> str:
 
 async def _body(headers: Headers, receive: Receive) -> bytes | None:
     """The whole body; None when the client left. Raises ApiError."""
-    too_large = ApiError(
-        413, f"the body is larger than {BODY >> 20} MB", code="request_too_large"
-    )
+    too_large = ApiError(413, f"the body is larger than {BODY >> 20} MB", code="request_too_large")
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > BODY:
         raise too_large

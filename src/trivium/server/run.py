@@ -29,11 +29,12 @@ BACKLOG = 512
 def bind(host: str, port: int, key: str | None) -> socket.socket:
     """A listening socket. Raises UsageError for an address that may not be served openly, and
     TriviumError when it cannot be had."""
+    kind = socket.SOCK_STREAM
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host or None, port, type=kind, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host!r} is no address of this machine: {error}") from None
-    family, kind, protocol, _, address = found[0]
+    family, _, protocol, _, address = found[0]
     if not is_loopback(str(address[0])) and not key:
         raise UsageError(
             f"--host {host or address[0]} can be reached by others: give them a key "

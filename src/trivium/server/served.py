@@ -28,7 +28,8 @@ class Generates(Protocol):
 
 
 class Embeds(Protocol):
-    tokenizer: Tokenizer
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(N, C), float32"""
@@ -210,9 +211,7 @@ class Models:
     def _get(self, name: str) -> Model:
         self._known(name)
         if name not in self._loaded:
-            raise ApiError(
-                503, f"{name} is being loaded: try again", code="model_loading", retry=2
-            )
+            raise ApiError(503, f"{name} is being loaded: try again", code="model_loading", retry=2)
         return self._loaded[name]
 
     def _known(self, name: str) -> None:
@@ -224,18 +223,3 @@ class Models:
                 param="model",
                 code="model_not_found",
             )
-
-
-def opener(name: str, *, device: str = "auto", precision: Precision = "auto") -> Opener:
-    """The name that clients give a model, and what loads it.
-
-    Raises NotFound, at once, for a model that is not on this disk.
-    """
-    path = hub.find(name)
-    id = name if name in hub.CATALOGUE or not Path(name).exists() else path.stem
-
-    def load() -> Model:
-        engine = Engine(models.load(path, device=device, precision=precision))
-        return Language(id, SharedEngine(engine, Batcher(engine)))
-
-    return id, load

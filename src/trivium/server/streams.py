@@ -95,9 +95,7 @@ class EventStream(Response):
         self._events, self._first = events, first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         task = asyncio.ensure_future(self._send(send))
         if not await _unless_left(receive, task):
             task.result()

@@ -8,7 +8,7 @@ schema of its tool, so its arguments are always valid.
 import contextlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 

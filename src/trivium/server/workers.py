@@ -121,9 +121,7 @@ class Workers:
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
 
-def _work(
-    ticket: _Ticket, loop: asyncio.AbstractEventLoop, finished: Callable[[], None]
-) -> None:
+def _work(ticket: _Ticket, loop: asyncio.AbstractEventLoop, finished: Callable[[], None]) -> None:
     """Run one job, in a thread of its own, to its end or until nobody reads it."""
 
     def tell(function: Callable[..., None], *arguments: Any) -> None:
