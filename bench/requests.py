@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trivium import hub
-from trivium.cli.session import open_tools
+from trivium.llmos.builtin import builtin_tools
 from trivium.llmos.gateway import Gateway, never_ask
 from trivium.llmos.local import LocalModel
 from trivium.llmos.messages import Message, ToolCall
@@ -70,7 +70,7 @@ def evaluate(model: LocalModel, split: str) -> dict[str, Any]:
     """Counts of right tools and right arguments, and what went wrong."""
     tools, arguments, failures = Counter[str](), Counter[str](), []
     with TemporaryDirectory() as folder:
-        gateway = Gateway(open_tools(Workspace(Path(folder))), policy=never_ask)
+        gateway = Gateway(builtin_tools(Workspace(Path(folder))), policy=never_ask)
         for row in rows(split):
             call = first_call(model, gateway, row)
             chosen = call.name if call else None

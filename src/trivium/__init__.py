@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from trivium.language.engine import Engine as Engine
     from trivium.language.pretrained import load_pretrained as load_pretrained
     from trivium.language.sampling import Sampling as Sampling
+    from trivium.llmos.builtin import builtin_tools as builtin_tools
     from trivium.llmos.chat_model import ChatModel as ChatModel
     from trivium.llmos.chat_model import ScriptedModel as ScriptedModel
     from trivium.llmos.gateway import Gateway as Gateway
     from trivium.llmos.kernel import Budget as Budget
     from trivium.llmos.kernel import run as run
+    from trivium.llmos.local import LocalModel as LocalModel
     from trivium.llmos.messages import Message as Message
     from trivium.llmos.remote import RemoteModel as RemoteModel
     from trivium.llmos.tools import Tool as Tool
@@ -31,6 +33,7 @@ _HOMES = {
     "ChatModel": "llmos.chat_model",
     "Engine": "language.engine",
     "Gateway": "llmos.gateway",
+    "LocalModel": "llmos.local",
     "Message": "llmos.messages",
     "RemoteModel": "llmos.remote",
     "Sampling": "language.sampling",
@@ -38,6 +41,7 @@ _HOMES = {
     "Tool": "llmos.tools",
     "TriviumError": "errors",
     "Workspace": "llmos.workspace",
+    "builtin_tools": "llmos.builtin",
     "find": "hub",
     "load_pretrained": "language.pretrained",
     "pull": "hub",

@@ -50,7 +50,9 @@ Table = Mapping[str, tuple[Part, ...]]
 transpose = Change(lambda tensor, config: tensor.t(), lambda tensor, config: tensor.t())
 
 # Gains of a norm stored as their distance from 1. In float32, where that sum is exact enough.
-plus_one = Change(lambda tensor, config: tensor.float() + 1, lambda tensor, config: tensor - 1)
+plus_one = Change(
+    lambda tensor, config: tensor.float() + 1, lambda tensor, config: tensor.float() - 1
+)
 
 
 def unpair(heads_field: str) -> Change:

@@ -101,11 +101,15 @@ def test_a_message_that_does_not_end(play: Callable[..., ScriptedModel]) -> None
     assert "stdin ends within a message" in result.stderr
 
 
-def test_not_utf8(play: Callable[..., ScriptedModel]) -> None:
+@pytest.mark.parametrize(
+    "line, message",
+    [(b"na\xefve", "is not UTF-8 text"), (b"a\0b", "is binary, not text")],
+)
+def test_not_text(play: Callable[..., ScriptedModel], line: bytes, message: str) -> None:
     model = play("ok")
-    result = CliRunner().invoke(main, ["chat"], input=b"one\nna\xefve\n")
+    result = CliRunner().invoke(main, ["chat"], input=b"one\n" + line + b"\n")
     assert result.exit_code == 2
-    assert result.stderr == "trivium: stdin, line 2, is not UTF-8 text\n"
+    assert result.stderr == f"trivium: stdin, line 2, {message}\n"
     assert asked(model) == ["one"]
 
 
@@ -181,6 +185,18 @@ def test_undo_files(play: Callable[..., ScriptedModel], folder: Path) -> None:
     (folder / "out.txt").write_text("old")
     play(WRITE, "Done.")
     assert chat("write", "/undo files").exit_code == 0
+    assert (folder / "out.txt").read_text() == "old"
+
+
+def test_undo_files_that_changed_since(play: Callable[..., ScriptedModel], folder: Path) -> None:
+    (folder / "out.txt").write_text("old")
+    play(WRITE, "Done.")
+    assert chat("write").exit_code == 0
+    (folder / "out.txt").write_text("mine")
+    play()
+    refused = chat("/undo files")
+    assert refused.exit_code == 3 and "force the undo" in refused.stderr
+    assert chat("/undo files force").exit_code == 0
     assert (folder / "out.txt").read_text() == "old"
 
 

@@ -113,7 +113,7 @@ def test_torch_that_does_not_load(
 def test_without_any_extra(machine: Callable[..., None]) -> None:
     machine(*(name for extra in doctor.EXTRAS.values() for name in extra))
     _, checks = examine()
-    assert [checks[f"[{extra}]"]["ok"] for extra in doctor.EXTRAS] == [None] * 3
+    assert [checks[f"[{extra}]"]["ok"] for extra in doctor.EXTRAS] == [None] * len(doctor.EXTRAS)
     assert checks["[plot]"]["fix"] == "pip install 'trivium[plot]'"
 
 
@@ -191,9 +191,10 @@ def test_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_home_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
-    _, checks = examine()
+    result, checks = examine(env={"OPENAI_BASE_URL": "http://127.0.0.1:9"})
     assert checks["folders"]["ok"] is False
     assert "TRIVIUM_HOME" in checks["folders"]["fix"]
+    assert (checks["chat"]["ok"], result.exit_code) == (False, 1), "no turn could be written down"
 
 
 def test_a_broken_config_file(tmp_path: Path) -> None:

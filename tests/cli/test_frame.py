@@ -150,6 +150,7 @@ def test_usage_errors(arguments: list[str], message: str) -> None:
         (UsageError("wrong"), 2, "trivium: wrong"),
         (Refused("no"), 3, "trivium: no"),
         (NotFound("gone\nor never here"), 4, "trivium: gone or never here"),
+        (NotFound("no \x1b]0;title\x07file\u202e"), 4, "trivium: no file\n"),
         (click.UsageError("bad"), 2, "trivium: bad"),
         (KeyError("x"), 1, "trivium: KeyError: 'x' (TRIVIUM_DEBUG=1 shows where)"),
         (RecursionError("deep"), 1, "trivium: RecursionError: deep (TRIVIUM_DEBUG=1 shows where)"),
@@ -169,7 +170,7 @@ def test_failures_are_one_line(
 
     result = command(fail)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.strip().startswith(message)
+    assert result.stderr.lstrip().startswith(message)
     assert len(result.stderr.strip().splitlines()) == bool(message)
 
 
@@ -203,6 +204,35 @@ def test_a_closed_pipe_is_silent() -> None:
             timeout=60,
         )
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "closed, code, answer",
+    [("0<&-", 0, "[\n"), ("1>&-", 1, ""), ("2>&-", 0, "[\n"), ("0<&- 1>&- 2>&-", 1, "")],
+)
+def test_closed_streams(closed: str, code: int, answer: str) -> None:
+    line = f'exec "$0" -m trivium models --json {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout[:2]) == (code, answer)
+    assert done.stderr.count("\n") == (closed == "1>&-")
+    assert "AttributeError" not in done.stderr
+
+
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    code = "import os\nfrom trivium.cli import main\nmain(['--version'], standalone_mode=False)\n"
+    code += "raise SystemExit(os.open(os.devnull, os.O_RDONLY) > 2)"
+    line = 'exec "$0" -c "$1" 0<&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable, code], capture_output=True, timeout=60)
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stderr() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "trivium", "show", "nothing"]
+        assert subprocess.run(command, stderr=full, timeout=60).returncode == 4
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -357,6 +387,20 @@ def test_the_shell_completes(words: str, word: int, expected: list[str]) -> None
         COMP_CWORD=str(word),
     )
     assert [line.partition(",")[2] for line in done.stdout.splitlines()] == expected, done.stderr
+
+
+def test_completing_with_a_broken_config_says_nothing(home: Path) -> None:
+    (home / "config").mkdir()
+    (home / "config" / "config.toml").write_text("model = ")
+    done = process(
+        "-m",
+        "trivium",
+        TRIVIUM_HOME=str(home),
+        _TRIVIUM_COMPLETE="bash_complete",
+        COMP_WORDS="trivium run -m smol",
+        COMP_CWORD="3",
+    )
+    assert done.stderr == ""
 
 
 def test_completing_a_command_imports_none() -> None:

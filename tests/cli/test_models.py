@@ -260,6 +260,14 @@ def test_show_a_broken_folder(tmp_path: Path, file: str, content: bytes) -> None
     assert str(folder / file) in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_a_folder_named_like_weights(tmp_path: Path) -> None:
+    folder = hf_model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    shown = json.loads(trivium("show", str(folder), "--json").stdout)
+    assert shown["format"] == "no weights"
+
+
 @pytest.mark.parametrize("content", ['{"architectures": 7}', '{"text_config": []}', "{}"])
 def test_show_an_odd_folder(tmp_path: Path, content: str) -> None:
     folder = hf_model(tmp_path)

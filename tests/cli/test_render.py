@@ -54,6 +54,11 @@ def test_no_control_character_is_left(text: str) -> None:
     assert not any(c < " " and c not in "\n\t" or "\x7f" <= c <= "\x9f" for c in shown)
 
 
+def test_notes_do_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen().note("in \x1b]0;title\x07folder\n\x1b[31mred")
+    assert capsys.readouterr().err == "in folder\nred\n"
+
+
 def test_results_are_abridged(capsys: pytest.CaptureFixture[str]) -> None:
     call = ToolCall("c", "to\x1b[31mol", '{"text": "' + "x" * 500 + '"}')
     screen = Screen()

@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -209,6 +210,31 @@ def test_a_model_that_cannot_be_opened_is_not_kept(
     monkeypatch.setattr(session, "open_model", missing)
     assert run("-c", "hi", "-m", "nowhere").exit_code == 4
     assert talk().model == "remote:one"
+
+
+def test_continuing_with_a_model_that_has_gone(
+    play: Callable[..., ScriptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play("ok")
+    assert run("hi", "-m", "remote:one").exit_code == 0
+
+    def missing(name: str, settings: Any) -> Any:
+        raise NotFound(f"no model {name}")
+
+    monkeypatch.setattr(session, "open_model", missing)
+    result = run("-c", "hi")
+    assert result.exit_code == 4
+    assert result.stderr == "trivium: no model remote:one (-m NAME goes on with another model)\n"
+
+
+def test_a_silent_endpoint_costs_no_more_than_a_request_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        result = run("-m", "remote:one", "--max-seconds", "0.2", "hi")
+    assert result.exit_code == 1
+    assert "was silent for 0.2 seconds" in result.stderr
 
 
 def test_nothing_to_continue(play: Callable[..., ScriptedModel], tmp_path: Path) -> None:

@@ -167,10 +167,10 @@ def test_what_is_always_a_piece_of_the_request_is_copied() -> None:
 
 def test_the_examples_fit_the_tools() -> None:
     """What the built-in tools are shown with, they accept."""
-    from trivium.cli.session import open_tools
+    from trivium.llmos.builtin import builtin_tools
     from trivium.llmos.workspace import Workspace
 
-    tools = {t.name: t for t in open_tools(Workspace(Path(".")))}
+    tools = {t.name: t for t in builtin_tools(Workspace(Path(".")))}
     assert tools.keys() == EXAMPLES.keys()
     for name, known in EXAMPLES.items():
         for _, given in known:

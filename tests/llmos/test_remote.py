@@ -552,6 +552,13 @@ def test_a_model_that_is_not_there(server: Server, model: RemoteModel) -> None:
     assert model.available() == ["apple", "pear"]
 
 
+def test_names_of_models_that_cannot_be_shown_are_left_out(
+    server: Server, model: RemoteModel
+) -> None:
+    server.models = ["apple", "\x1b[31mred", "two\nlines"]
+    assert model.available() == ["apple"]
+
+
 def test_an_endpoint_that_is_not_there(server: Server, model: RemoteModel) -> None:
     server.models = None
     server.plays(Reply([b"not found"], 404, content_type="text/plain"))

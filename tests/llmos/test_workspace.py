@@ -80,6 +80,17 @@ def test_a_root_must_be_a_folder(tmp_path: Path) -> None:
         Workspace(tmp_path / "file")
 
 
+def test_the_current_folder_may_have_been_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(NotFound, match=r"no such folder: \."):
+        Workspace(Path("."))
+
+
 def test_a_root_behind_a_link_is_resolved(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     workspace = Workspace(tmp_path / "link")
@@ -568,8 +579,25 @@ def test_a_killed_tool_is_undone_later(workspace: Workspace, root: Path) -> None
         process.send_signal(signal.SIGKILL)
     (step,) = workspace.history()
     assert (step.label, step.files) == ("killed (interrupted)", ("notes.txt",))
-    workspace.undo()
+    workspace.undo(force=True)
     assert tree(root) == before
+
+
+def test_what_came_after_a_killed_tool_is_not_taken_for_its_work(
+    workspace: Workspace, root: Path
+) -> None:
+    with child(root, 60) as process:
+        said(process, "scanning")
+        said(process, "inside")
+        process.send_signal(signal.SIGKILL)
+    (root / "mine.txt").write_text("written by the user after that")
+    with pytest.raises(Refused, match="mine.txt, notes.txt changed since, or may have"):
+        workspace.undo()
+    assert (root / "mine.txt").exists()
+    workspace.undo(force=True)
+    assert not (root / "mine.txt").exists()
+    workspace.undo()
+    assert (root / "mine.txt").read_text() == "written by the user after that"
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
@@ -583,7 +611,7 @@ def test_killed_at_any_moment_the_store_stays_usable(root: Path, delay: float) -
         process.send_signal(signal.SIGKILL)
     workspace = Workspace(root)
     if workspace.history():
-        workspace.undo()
+        workspace.undo(force=True)
     assert tree(root) == before
     with workspace.recording("next"):
         (root / "f0").unlink()
@@ -693,6 +721,21 @@ def test_a_full_disk_stops_the_tool_before_it_acts(
 ) -> None:
     def full(*_: object) -> Iterator[None]:
         raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshots.Objects, "put", full)
+    with pytest.raises(TriviumError, match="no space left"), workspace.recording("step"):
+        pytest.fail("the tool ran")
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_store(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Iterator[None]:
+        small = sqlite3.connect(":memory:")
+        small.execute("PRAGMA max_page_count = 2")
+        small.execute("CREATE TABLE t (x)")
+        small.execute("INSERT INTO t VALUES (zeroblob(100000))")
+        pytest.fail("that was to be too much")
 
     monkeypatch.setattr(snapshots.Objects, "put", full)
     with pytest.raises(TriviumError, match="no space left"), workspace.recording("step"):

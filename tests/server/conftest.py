@@ -137,6 +137,7 @@ def served(
 @contextmanager
 def running(models: Models, settings: Settings | None = None, *, load: bool = True) -> Iterator[str]:
     """The URL of a server, which must end when it is told to, with all its threads."""
+    before = set(threading.enumerate())
     if load:
         models.load()
     settings = settings or Settings()
@@ -156,7 +157,7 @@ def running(models: Models, settings: Settings | None = None, *, load: bool = Tr
         thread.join(15)
         listener.close()
     assert not thread.is_alive()
-    left = [t.name for t in threading.enumerate() if t.name.startswith("trivium-")]
+    left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith("trivium-")]
     assert left == []
 
 

@@ -87,6 +87,7 @@ class LazyGroup(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and leave the process, with one line on stderr for any failure."""
+        _reopen_closed()
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character gets its escape, not a crash.
             if hasattr(stream, "reconfigure"):
@@ -103,6 +104,22 @@ class LazyGroup(click.Group):
             sys.exit(_report(error))
 
 
+def _reopen_closed() -> None:
+    """Put something in the place of a stream that the caller closed (`>&-`).
+
+    Else the next file that is opened gets its number, and what is printed ends up in that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # A result that nobody gets is a failure: for stdout, writing fails like a full disk.
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            handle = os.open(os.devnull, flags)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _report(error: Exception) -> int:
     """Say in one line on stderr what went wrong; return the exit code."""
     if isinstance(error, OSError):  # perhaps stdout itself: nothing more may be flushed into it
@@ -111,7 +128,11 @@ def _report(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, click.Abort):
+        if error.__cause__ is None:  # at a question: the cursor stands behind ^C
+            click.echo(err=True)
         return 130
+    if "_TRIVIUM_COMPLETE" in os.environ:  # a shell completes a line: nobody asked for this yet
+        return 1
     debug = bool(os.environ.get("TRIVIUM_DEBUG"))
     if debug:
         import traceback
@@ -129,7 +150,10 @@ def _report(error: Exception) -> int:
         message, code = f"{kind}{error}", 1
         if not debug:
             message = f"{message} (TRIVIUM_DEBUG=1 shows where)"
-    click.echo("trivium: " + " ".join(message.split()), err=True)
+    from trivium.cli.render import printable
+
+    with contextlib.suppress(OSError):  # the exit code says it where stderr cannot
+        click.echo(printable("trivium: " + " ".join(message.split())), err=True)
     return code
 
 

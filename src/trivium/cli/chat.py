@@ -7,7 +7,7 @@ import click
 
 from trivium.cli.attachments import check_prompt
 from trivium.cli.lines import QUOTE, PipedLines, TerminalLines
-from trivium.cli.render import Screen, printable
+from trivium.cli.render import Screen
 from trivium.cli.session import Session
 from trivium.cli.settings import Settings, session_options
 from trivium.errors import TriviumError, UsageError
@@ -56,7 +56,7 @@ class Chat:
             except KeyboardInterrupt:
                 self.screen.note("(Ctrl-D or /bye leaves)")
             except TriviumError as error:
-                self.screen.note(printable(f"trivium: {error}"))
+                self.screen.note(f"trivium: {error}")
                 if self._is_unanswered():
                     self.screen.note("/retry asks again, /undo takes it back, /clear begins anew")
 
@@ -92,7 +92,7 @@ class Chat:
     def _say(self, turn: Turn) -> Answer | Failure:
         end = self.session.answer(turn.message, sources=turn.sources)
         if isinstance(end, Failure):
-            self.screen.note(printable(end.message))
+            self.screen.note(end.message)
         used, limit = self.session.context_used, self._context
         if limit and used >= NEARLY_FULL * limit:
             self.screen.note(
@@ -114,7 +114,7 @@ class Chat:
             self._introduce(session.conversation)
 
     def _introduce(self, talk: Conversation) -> None:
-        self.screen.note(printable(f"{talk.id}: {talk.title} (turns so far: {len(talk.turns)})"))
+        self.screen.note(f"{talk.id}: {talk.title} (turns so far: {len(talk.turns)})")
         if self._is_unanswered():
             self.screen.note("the last turn was broken off; /retry asks again")
 
@@ -148,7 +148,7 @@ class Chat:
     def system(self, argument: str) -> None:
         if argument:
             self.session.conversation.change(system="" if argument == "none" else argument)
-        self.screen.note(printable(self.session.conversation.system or "no instructions"))
+        self.screen.note(self.session.conversation.system or "no instructions")
 
     def usage(self, argument: str) -> None:
         usage, used, limit = self.session.usage, self.session.context_used, self._context
@@ -161,10 +161,10 @@ class Chat:
         )
 
     def undo(self, argument: str) -> None:
-        if argument == "files":
-            self.screen.note(printable(self.session.workspace.undo()))
+        if argument in ("files", "files force"):
+            self.screen.note(self.session.workspace.undo(force=argument.endswith("force")))
             return
-        self.screen.note(printable(f"taken back: {self._last().message.text}"))
+        self.screen.note(f"taken back: {self._last().message.text}")
 
     def retry(self, argument: str) -> Answer | Failure:
         return self._say(self._last())
@@ -196,7 +196,7 @@ class Chat:
         if not argument:
             found = conversation.stored()[:10]
             rows = [f"{summary.id}  {summary.title}" for summary in found]
-            self.screen.note(printable("\n".join(rows)) or "no conversation is stored yet")
+            self.screen.note("\n".join(rows) or "no conversation is stored yet")
             return
         self.session.load(conversation.find(argument))
         self._introduce(self.session.conversation)
@@ -212,7 +212,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Chat, str], Answer | Failure | None], str
     "/tools": (Chat.tools, "", "list the tools"),
     "/system": (Chat.system, "[TEXT]", "show or replace the instructions (none: remove them)"),
     "/usage": (Chat.usage, "", "tokens of the last turn, and what is left of the context"),
-    "/undo": (Chat.undo, "[files]", "take the last turn back, or the last change of files"),
+    "/undo": (Chat.undo, "[files]", "take back the last turn, or change of files (files force)"),
     "/retry": (Chat.retry, "", "ask the last message again"),
     "/clear": (Chat.clear, "", "start a new conversation"),
     "/save": (Chat.save, "[NAME]", "give this conversation a name (it is always kept)"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trivium.cli import attachments, options
+from trivium.cli import attachments, local, options
 from trivium.cli.console import print_json
 from trivium.cli.render import Screen
 from trivium.errors import NotFound, UsageError
@@ -50,9 +50,15 @@ def complete(text: tuple[str, ...], model: str, **given: Any) -> None:
     The continuation goes to stdout. --schema, --regex and --choice make it well-formed.
     """
     prompt = attachments.check_prompt(" ".join(text) or attachments.read_stdin())
-    sampling, grammar = _sampling(given), _grammar(given)
-    engine = _engine(model, given)
-    from trivium.language.engine import End, Request
+    if model.startswith("remote:"):
+        raise UsageError(
+            f"{model} is at an endpoint, which answers requests: `trivium run`; give a model on "
+            "this machine with -m to continue a text"
+        )
+    with local.needed():
+        sampling, grammar = _sampling(given), _grammar(given)
+        engine = _engine(model, given)
+        from trivium.language.engine import End, Request
 
     request = Request(
         engine.tokenizer.encode(prompt, wrap=True),
@@ -102,14 +108,14 @@ def _sampling(given: dict[str, Any]) -> Any:
 
 
 def _grammar(given: dict[str, Any]) -> str | None:
-    wanted = [name for name in ("schema", "regex", "choice") if given[name]]
+    wanted = [name for name in ("schema", "regex", "choice") if given[name] not in (None, ())]
     if len(wanted) > 1:
         raise UsageError(f"--{wanted[0]} and --{wanted[1]} cannot both hold: give one")
     if not wanted:
         return None
     from trivium.language import constrain
 
-    if given["regex"]:
+    if given["regex"] is not None:
         return constrain.compile_regex(given["regex"])
     if given["choice"]:
         return constrain.compile_choice(given["choice"])
@@ -118,7 +124,7 @@ def _grammar(given: dict[str, Any]) -> str | None:
         return constrain.compile_json_schema(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise NotFound(f"no such file: {path}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path} is not a JSON schema: {error}") from None
 
 

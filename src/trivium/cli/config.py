@@ -24,7 +24,8 @@ def read() -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:  # its message names line and column
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UsageError(f"cannot read {path}: {reason}") from error
     for key, value in values.items():
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key {key!r}; known: {', '.join(KEYS)}")

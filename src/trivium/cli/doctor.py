@@ -24,6 +24,7 @@ EXTRAS = {  # the distributions of each extra in pyproject.toml, as a test check
     "local": ("torch", "numpy", "safetensors", "tokenizers", "gguf", "llguidance", "jinja2"),
     "hub": ("huggingface-hub",),
     "plot": ("matplotlib",),
+    "serve": ("fastapi", "uvicorn"),
 }
 # What makes products of these types fast, as Linux names it for x86 and for ARM.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -74,7 +75,8 @@ def examine(online: bool = False) -> Iterator[Check]:
     """All checks in order; the last one, `chat`, says whether the core works."""
     yield Check("trivium", True, f"{__version__} on Python {platform.python_version()}")
     yield _machine()
-    yield _folders()
+    folders = _folders()
+    yield folders
     extras = [_extra(name) for name in EXTRAS]
     yield from extras
     runs_models = extras[0].ok is True
@@ -88,7 +90,7 @@ def examine(online: bool = False) -> Iterator[Check]:
     yield remote
     yield _sandbox()
     yield _network()
-    yield _chat(runs_models and model.ok is True, remote.ok is True, model)
+    yield _chat(runs_models and model.ok is True, remote.ok is True, model, folders)
 
 
 def _machine() -> Check:
@@ -134,7 +136,12 @@ def _extra(name: str) -> Check:
         except importlib.metadata.PackageNotFoundError:
             missing.append(distribution)
     if missing:
-        what = {"local": "models on this machine", "hub": "Hugging Face", "plot": "plots"}[name]
+        what = {
+            "local": "models on this machine",
+            "hub": "Hugging Face",
+            "plot": "plots",
+            "serve": "the server",
+        }[name]
         return Check(
             f"[{name}]", None, f"{what}: no {', '.join(missing)}", f"pip install 'trivium[{name}]'"
         )
@@ -229,7 +236,9 @@ def _network() -> Check:
     return Check("network", True, "used by pull and remote models only")
 
 
-def _chat(local: bool, remote: bool, model: Check) -> Check:
+def _chat(local: bool, remote: bool, model: Check, folders: Check) -> Check:
+    if not folders.ok:  # a conversation is written down as it goes
+        return Check("chat", False, folders.detail, folders.fix)
     ways = ["on this machine: `trivium chat`"] * local
     ways += ["at the endpoint: `trivium chat -m remote:NAME`"] * remote
     if ways:

@@ -30,6 +30,8 @@ class PipedLines:
     def __iter__(self) -> Iterator[str]:
         text = ""
         for number, raw in enumerate(sys.stdin.buffer, start=1):
+            if b"\0" in raw:
+                raise UsageError(f"stdin, line {number}, is binary, not text")
             try:
                 text += raw.decode()
             except UnicodeDecodeError as error:

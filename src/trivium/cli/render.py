@@ -5,6 +5,7 @@ character that reorders text: it can neither hide what it says nor act on the te
 or a pipe it goes as it is: there, stdout is data.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -51,9 +52,9 @@ class Screen:
                 self._write(event.text)
             case ToolCall():
                 self.end_line()
-                self.note(self._call(event))
+                self._tell(self._call(event))
             case ToolResult():
-                self.note(self._result(event))
+                self._tell(self._result(event))
             case Answer():
                 if self._text == "whole":
                     self._write(event.text)
@@ -63,13 +64,19 @@ class Screen:
                 elif event.reason == "content_filter":
                     self.note("the answer is cut: the endpoint filtered it")
             case Failure():
+                if event.kind == "cancelled" and self._last == "\n" and self._err.isatty():
+                    self._tell("")  # the cursor stands behind ^C
                 self.end_line()
 
     def note(self, text: str) -> None:
         """Say something beside the answer."""
+        self._tell(printable(text))
+
+    def _tell(self, text: str) -> None:
         self._out.flush()
-        self._err.write(text + "\n")
-        self._err.flush()
+        with contextlib.suppress(OSError):  # that nobody hears the talk is no reason to stop
+            self._err.write(text + "\n")
+            self._err.flush()
 
     def end_line(self) -> None:
         """Close a line that the answer left open."""

@@ -65,7 +65,8 @@ def run(
             context.exit(130)
         raise TriviumError(end.message)
     if unasked:
-        raise Refused(f"{unasked} actions were refused: nobody could be asked; --yes allows them")
+        what = "1 action was" if unasked == 1 else f"{unasked} actions were"
+        raise Refused(f"{what} refused: nobody could be asked; --yes allows them")
 
 
 def _read(

@@ -2,14 +2,16 @@
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from trivium import files
+from trivium.cli import local
 from trivium.cli.approval import Approver
 from trivium.cli.render import Screen
 from trivium.cli.settings import Settings
-from trivium.errors import TriviumError, UsageError
+from trivium.errors import NotFound, TriviumError, UsageError
 from trivium.llmos import conversation, kernel
 from trivium.llmos.chat_model import ChatModel
 from trivium.llmos.conversation import Conversation
@@ -19,6 +21,7 @@ from trivium.llmos.tools import Tool
 from trivium.llmos.workspace import Workspace
 
 REMOTE = "remote:"
+SILENCE = 300.0  # seconds that an endpoint may say nothing
 
 
 def open_model(name: str, settings: Settings) -> ChatModel:
@@ -28,22 +31,14 @@ def open_model(name: str, settings: Settings) -> ChatModel:
     from trivium import hub
 
     hub.find(name)  # says what is missing before torch, which takes seconds, is loaded
-    try:
-        from trivium.language.sampling import Sampling
-        from trivium.llmos.local import LocalModel
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trivium"):
-            raise
-        raise UsageError(
-            f"a model on this machine needs {error.name}: pip install 'trivium[local]', "
-            "or use a server: -m remote:NAME"
-        ) from error
+    with local.needed(", or use a server: -m remote:NAME"):
+        from trivium.llmos.local import CALM, LocalModel
     given = {"temperature": settings.temperature, "seed": settings.seed}
     return LocalModel.load(
         name,
         device=settings.device or "auto",
         threads=settings.threads,
-        sampling=Sampling(**_given(given)),
+        sampling=replace(CALM, **_given(given)),
         **_given({"max_tokens": settings.max_tokens}),
     )
 
@@ -56,6 +51,7 @@ def _open_remote(name: str, settings: Settings) -> ChatModel:
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
         seed=settings.seed,
+        timeout=min(SILENCE, settings.max_seconds),
     )
     if settings.offline and not model.on_this_machine:
         raise UsageError(f"{name} is reached over the network, which --offline forbids")
@@ -67,12 +63,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_tools(workspace: Workspace) -> tuple[Tool, ...]:
-    """The default tools over the files of `workspace`."""
-    from trivium.llmos.calculator import calculate
-    from trivium.llmos.code_tools import code_tools
-    from trivium.llmos.file_tools import file_tools
+    """The tools of a session over the files of `workspace`."""
+    from trivium.llmos.builtin import builtin_tools
 
-    return (calculate, *code_tools(workspace), *file_tools(workspace))
+    return builtin_tools(workspace)
 
 
 class Session:
@@ -123,7 +117,10 @@ class Session:
         if self.settings.model_given:
             self.change_model(self.settings.model)
         else:
-            self.model = open_model(found.model, self.settings)
+            try:
+                self.model = open_model(found.model, self.settings)
+            except NotFound as error:
+                raise NotFound(f"{error} (-m NAME goes on with another model)") from error
         if self.settings.system is not None:
             found.change(system=self.settings.system)
 

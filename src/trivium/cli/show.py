@@ -105,7 +105,7 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
         text = config
     classes = config.get("architectures")
     parameters, types = 0, Counter[str]()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         for shape, dtype, nbytes in _safetensors(file):
             parameters += math.prod(shape)
             types[dtype] += nbytes

@@ -60,6 +60,7 @@ class ChatTemplate:
         default = sources.get("default", next(iter(sources.values())))
         self._default = Program(default)
         self._tool_use = Program(sources["tool_use"]) if "tool_use" in sources else self._default
+        self.named = {**sources, "default": default}
         self.sources = tuple(sources.values())
         self._markup = {m for text in self.sources for m in _SOFT_MARKUP.findall(text)}
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}

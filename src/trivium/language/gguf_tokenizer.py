@@ -96,8 +96,8 @@ SPLITS: Mapping[str, str] = {
 
 # A word that is in the vocabulary is one token even where the merges would not build it; and a text
 # of its own begins with the start token unless the file says otherwise.
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"}
-_WHOLE_WORDS |= {"lfm2", "tekken"}
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"}
+WHOLE_WORDS |= {"lfm2", "tekken"}
 
 
 def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -154,12 +154,12 @@ def _byte_level_bpe(
     for merge in _required(metadata, "merges"):
         space = merge.find(" ", 1)
         merges.append((merge[:space], merge[space + 1 :]))
-    model = models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_WORDS)
+    model = models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = byte_level(SPLITS[pre])
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, tokens, types)
-    _frame(tokenizer, metadata, tokens, starts=pre in _WHOLE_WORDS)
+    _frame(tokenizer, metadata, tokens, starts=pre in WHOLE_WORDS)
     return tokenizer
 
 

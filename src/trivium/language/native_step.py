@@ -8,15 +8,15 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trivium.language.transformer import Block, Transformer
 from trivium.nn import native
 from trivium.nn.attention import KVCache, SelfAttention
 from trivium.nn.mlp import SwiGLU
-from trivium.nn.norms import RMSNorm
+from trivium.nn.norms import QKNorm, RMSNorm
 from trivium.nn.packed import PackedLinear
-from trivium.nn.positions import Rotary, frequencies
+from trivium.nn.positions import Rotary, frequencies, rotate
 
 
 class NativeStep:
@@ -54,7 +54,8 @@ class NativeStep:
             return None
         head = model.embedding if model.head is None else model.head
         whole = isinstance(model.embedding, PackedLinear) and isinstance(head, PackedLinear)
-        if not whole or type(model.position) is not Rotary or type(model.norm) is not RMSNorm:
+        parts = (type(model.position), type(model.stem), type(model.norm))
+        if not whole or parts != (Rotary, nn.Identity, RMSNorm):
             return None
         return cls(model, library)
 
@@ -90,11 +91,12 @@ class NativeStep:
 
     def _layer(self, block: Block) -> native.Layer:
         attention = block.attention
+        norm = attention.qk_norm if isinstance(attention.qk_norm, QKNorm) else None
         return native.Layer(
             self._pointer(block.attention_norm.weight),
             self._pointer(block.mlp_norm.weight),
-            None,
-            None,
+            None if norm is None else self._pointer(norm.q),
+            None if norm is None else self._pointer(norm.k),
             attention.qkv.matrix(),
             attention.out.matrix(),
             block.mlp.gate_up.matrix(),
@@ -111,6 +113,11 @@ def _known(block: Block) -> bool:
     """Whether every part of the block is one that the kernels compute."""
     parts = (block.attention_norm, block.mlp_norm, block.attention, block.mlp)
     if tuple(map(type, (block, *parts))) != (Block, RMSNorm, RMSNorm, SelfAttention, SwiGLU):
+        return False
+    attention = block.attention
+    if not attention.causal or attention.window is not None or attention.scale is not None:
+        return False
+    if attention.turn is not rotate or type(attention.qk_norm) not in (nn.Identity, QKNorm):
         return False
     linears = (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down)
     return all(isinstance(linear, PackedLinear) for linear in linears)

@@ -112,7 +112,8 @@ class Endpoint:
         if response.status_code != 200:
             return []
         try:
-            return sorted(str(model["id"]) for model in json.loads(whole(response).content)["data"])
+            names = [str(model["id"]) for model in json.loads(whole(response).content)["data"]]
+            return sorted(name for name in names if name.isprintable())
         except (ValueError, RecursionError, LookupError, TypeError):
             return []
 

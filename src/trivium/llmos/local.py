@@ -8,7 +8,7 @@ Answers stream; the conversation so far stays in the engine's cache.
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from trivium.llmos.tools import Tool
 from trivium.models import load
 
 SHORT_RESULT = 80  # characters
+# The likeliest words, but none for ever: without a penalty a small model repeats itself.
+CALM = Sampling(frequency_penalty=0.3)
 
 
 @dataclass
@@ -36,7 +38,7 @@ class LocalModel:
     """
 
     engine: Engine
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = CALM
     max_tokens: int = 1024
     _chooser: ToolChooser | None = None
 
@@ -63,7 +65,7 @@ class LocalModel:
         if threads is not None:
             torch.set_num_threads(threads)
         language_model = load(hub.find(name), device=device, precision=precision)
-        return cls(Engine(language_model), sampling or Sampling(), max_tokens)
+        return cls(Engine(language_model), sampling or CALM, max_tokens)
 
     @property
     def name(self) -> str:

@@ -77,6 +77,9 @@ class Objects:
                 small.execute(_TABLE)
                 yield cls(folder, small)
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                with writing(folder):
+                    raise OSError(errno.ENOSPC, "no space left") from error
             raise TriviumError(
                 f"the undo store {folder.parent} cannot be used: {error}; removing that folder "
                 "starts a new one"

@@ -105,8 +105,9 @@ class UndoStore:
     def undo(self, *, force: bool = False) -> str:
         """Take the last step back exactly; what was done, in words.
 
-        Refused when a path of it was changed since by somebody else. `force` takes it back all the
-        same, and records that as a step, so that what is lost by it can be brought back.
+        Refused when a path of it was changed since by somebody else, or may have been, because the
+        step was interrupted. `force` takes it back all the same, and records that as a step, so
+        that what is lost by it can be brought back.
         """
         with self._locked():
             self._recover()
@@ -117,10 +118,12 @@ class UndoStore:
             before, after = _entries(record["before"]), _entries(record["after"])
             now, _ = self._look()
             touched = _touched_since(now, before, after)
+            if record.get("interrupted"):  # nobody knows when it ended, and who came after it
+                touched = sorted({*touched, *before})
             if touched and not force:
                 raise Refused(
-                    f"cannot undo {record['label']!r}: {_listed(touched)} changed since; "
-                    "force the undo to overwrite that"
+                    f"cannot undo {record['label']!r}: {_listed(touched)} changed since, or may "
+                    "have; force the undo to overwrite that"
                 )
             if touched:
                 self._begin(f"forced undo of {record['label']}", now)
@@ -165,6 +168,7 @@ class UndoStore:
         record = {
             "label": pending["label"],
             "time": pending["time"],
+            "interrupted": pending.get("interrupted", False),
             "before": {path: before.get(path) for path in sorted(changed)},
             "after": {path: after.get(path) for path in sorted(changed)},
         }
@@ -198,7 +202,8 @@ class UndoStore:
         if (self.folder / "steps" / f"{pending['number']:08}.json").exists():
             path.unlink()  # it died between writing the step and saying so
             return
-        self._write(path, {**pending, "label": f"{pending['label']} (interrupted)"})
+        label = f"{pending['label']} (interrupted)"
+        self._write(path, {**pending, "label": label, "interrupted": True})
         self._end(_manifest(self._read(self.folder / "index.json")))
 
     def _drop_oldest(self, index: Manifest) -> None:

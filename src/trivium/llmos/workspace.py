@@ -45,7 +45,10 @@ class Workspace:
             raise NotFound(f"no such folder: {root}; make it first, or name another workspace")
         if not root.is_dir():
             raise UsageError(f"{root} is not a folder: name the folder that holds it")
-        self.root = root.resolve()
+        try:
+            self.root = root.resolve()
+        except FileNotFoundError as error:
+            raise NotFound(f"no such folder: {root}; it has been deleted, go elsewhere") from error
         self._max_files, self._max_bytes = max_files, max_bytes
 
     @cached_property

@@ -28,7 +28,7 @@ class QKNorm(nn.Module):
         self.counts, self.eps = [heads, groups], eps
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k = x.split(self.counts, dim=2)
+        q, k = torch.split(x, self.counts, dim=2)
         shape = x.shape[-1:]
         return torch.cat(
             [F.rms_norm(q, shape, self.q, self.eps), F.rms_norm(k, shape, self.k, self.eps)], dim=2

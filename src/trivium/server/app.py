@@ -79,7 +79,9 @@ def create_app(models: Models, settings: Settings = Settings()) -> Application:
         await workers.close()
         models.close()
 
-    app = FastAPI(title="Trivium", version=__version__, lifespan=lifespan, docs_url=None)
+    app = FastAPI(
+        title="Trivium", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.router.route_class = _Route
     app.include_router(_observing(server))
     app.include_router(_answering(server))

@@ -118,7 +118,7 @@ def _pieces(engine: Engine, asked: Request, echo: str | None) -> Iterator[Piece]
 
 @torch.inference_mode()
 def _read(engine: Engine, prompt: Sequence[int], top: int) -> list[Token]:
-    """The prompt's tokens with their log-probabilities; the first, which follows nothing, has none."""
+    """The prompt's tokens with their log-probabilities; the first follows nothing and has none."""
     tokens, cache = [Token(prompt[0], "")], KVCache()
     for start in range(0, len(prompt) - 1, ECHO_CHUNK):
         ids = list(prompt[start : start + ECHO_CHUNK])

@@ -21,7 +21,7 @@ TYPES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """What a client is told. `retry` is after how many seconds it may try again."""
 
     def __init__(
@@ -33,19 +33,19 @@ class ApiError(Exception):
         code: str | None = None,
         retry: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry = status, param, code, retry
+        super().__init__(status, message)
+        self.param, self.code, self.retry = param, code, retry
 
     def to_json(self) -> dict[str, Any]:
-        kind = TYPES.get(self.status, "invalid_request_error")
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        kind = TYPES.get(self.status_code, "invalid_request_error")
+        error = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
     def response(self) -> Response:
         headers = {"Retry-After": str(self.retry)} if self.retry is not None else {}
-        if self.status == 401:
+        if self.status_code == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return reply(self.to_json(), self.status, headers)
+        return reply(self.to_json(), self.status_code, headers)
 
 
 def encode(value: Any) -> bytes:
@@ -75,23 +75,29 @@ def of(error: Exception) -> ApiError:
 
 def of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The first fault of a body, with the way to it: `messages.0.role`."""
-    fault = errors[0]
-    if len(fault["loc"]) == 1 or not isinstance(body, dict):
+    if len(errors[0]["loc"]) == 1 or not isinstance(body, dict):
         return ApiError(400, "the body must be a JSON object", code="invalid_json")
+    # Of the members of a union, the one that got farthest is what was meant.
+    field = errors[0]["loc"][1]
+    ways = [(_way(fault, body), fault) for fault in errors if fault["loc"][1] == field]
+    path, fault = max(ways, key=lambda way: way[0].count("."))
+    message = "is missing" if fault["type"] == "missing" else f"is wrong: {fault['msg']}"
+    return ApiError(400, f"{path} {message}", param=path, code="invalid_value")
+
+
+def _way(fault: Mapping[str, Any], body: Any) -> str:
+    """The place of a fault in `body`. A place in a union names its member too: left out."""
     value: Any = body
     steps = list[str]()
     for step in fault["loc"][1:]:
-        # A way through a union names its members too, which are not in the body.
         if isinstance(value, dict) and (step in value or fault["type"] == "missing"):
             value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int):
             value = value[step]
         else:
-            break
+            continue
         steps.append(str(step))
-    path = ".".join(steps)
-    message = "is missing" if fault["type"] == "missing" else f"is wrong: {fault['msg']}"
-    return ApiError(400, f"{path} {message}", param=path, code="invalid_value")
+    return ".".join(steps)
 
 
 def install(app: FastAPI) -> None:

@@ -97,7 +97,8 @@ def serve(
     def load() -> None:
         try:
             models.load()
-            say("ready")
+            if not server.should_exit:
+                say("ready")
         except BaseException as error:
             failures.append(error)
             server.should_exit = True
@@ -111,6 +112,11 @@ def serve(
         say(f"{url_of(listener)}/v1")
         loading.start()
         server.run(sockets=[listener])
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        loading.join(GRACE)
+        if loading.is_alive():  # in C++ code, which does not survive the end of the interpreter
+            os._exit(130 if isinstance(stopped, KeyboardInterrupt) else 0)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(OSError):

@@ -106,7 +106,7 @@ class Language:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept."""
-        return int(getattr(self.engine.generates, "cached_tokens", 0))
+        return sum(len(slot.ids) for slot in list(self.engine.slots._slots))
 
     def chooser(self, tools: Sequence[Tool]) -> Chooser:
         key = repr([tool.to_json() for tool in tools])
@@ -158,6 +158,7 @@ class Models:
     def __init__(self, loaders: Mapping[str, Callable[[], Model]]) -> None:
         self._loaders = dict(loaders)
         self._loaded: dict[str, Model] = {}
+        self._closed = False
 
     @property
     def ready(self) -> bool:
@@ -167,8 +168,12 @@ class Models:
         for name, loader in self._loaders.items():
             if name not in self._loaded:
                 self._loaded[name] = loader()
+            if self._closed:
+                self._loaded[name].close()
+                return
 
     def close(self) -> None:
+        self._closed = True
         for model in self._loaded.values():
             model.close()
 
