@@ -1,6 +1,7 @@
 """Every test has its own home, and no endpoint of the person who runs it."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,16 @@ from trivium.errors import NotFound
 # tests that press Ctrl-C need it as a terminal would have it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-try:  # before `own_home` hides it: where `make test` pulled it
-    DEFAULT_MODEL: Path | None = hub.find(hub.DEFAULT)
-except NotFound:
-    DEFAULT_MODEL = None
+
+def _found(name: str) -> Path | None:
+    try:
+        return hub.find(name)
+    except NotFound:
+        return None
+
+
+# Before `own_home` hides them: where `make test`, or a person, pulled them.
+PUBLISHED = {name: _found(name) for name in hub.CATALOGUE}
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +33,22 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def default_model() -> Path:
-    """The published default model. Tests that use it carry the mark `published`."""
-    if DEFAULT_MODEL is None:
-        pytest.skip(f"needs the published model: trivium pull {hub.DEFAULT}")
-    return DEFAULT_MODEL
+def published_model() -> Callable[[str], Path]:
+    """Where a model of the catalogue is. Tests that use one carry the mark `published`."""
+
+    def place(name: str) -> Path:
+        path = PUBLISHED[name]
+        if path is None:
+            pytest.skip(f"needs the published model: trivium pull {name}")
+        return path
+
+    return place
+
+
+@pytest.fixture(scope="session")
+def default_model(published_model: Callable[[str], Path]) -> Path:
+    """The published default model."""
+    return published_model(hub.DEFAULT)
 
 
 @pytest.fixture

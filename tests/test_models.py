@@ -25,6 +25,33 @@ TINY: dict[str, tuple[str, Any]] = {
             **SIZES, norm="layer", mlp="gelu_tanh", position="learned", mlp_bias=True
         ),
     ),
+    "qwen3": ("transformer", TransformerConfig(**SIZES, groups=2, head_dim=16, qk_norm=True)),
+    "gemma3": (
+        "transformer",
+        TransformerConfig(
+            **SIZES,
+            block="sandwich",
+            stem="scaled",
+            mlp="geglu",
+            position="windowed_rotary",
+            window=5,
+            full_layers=(1,),
+            qk_norm=True,
+        ),
+    ),
+    "bert": (
+        "transformer",
+        TransformerConfig(
+            **SIZES,
+            norm="layer",
+            block="post",
+            stem="bert",
+            token_types=1,
+            mlp="gelu",
+            position="learned",
+            causal=False,
+        ),
+    ),
 }
 INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "transformer": lambda: (torch.randint(61, (2, 16)),)

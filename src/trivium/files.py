@@ -25,7 +25,7 @@ from trivium.errors import TriviumError, UsageError
 
 def _home(kind: str, default: Callable[..., str]) -> Path:
     override = os.environ.get("TRIVIUM_HOME")
-    return Path(override).expanduser() / kind if override else Path(default("trivium"))
+    return Path(os.path.expanduser(override)) / kind if override else Path(default("trivium"))
 
 
 def config_home() -> Path:

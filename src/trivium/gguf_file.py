@@ -69,8 +69,9 @@ class GGUFFile:
         try:
             self._parse(_Cursor(self._data))
         except (struct.error, _Malformed, UnicodeDecodeError) as error:
+            reason = "its header ends too early" if isinstance(error, struct.error) else error
             raise UsageError(
-                f"{self.path} is a broken or truncated GGUF file ({error}); download it again"
+                f"{self.path} is a broken or truncated GGUF file ({reason}); download it again"
             ) from None
 
     def _parse(self, cursor: "_Cursor") -> None:
@@ -104,6 +105,8 @@ class GGUFFile:
         count = 1
         for dimension in dimensions:
             count *= dimension
+        if count == 0:
+            raise _Malformed(f"tensor {name} is empty")
         if count % block or (dimensions and dimensions[0] % block):
             raise _Malformed(f"tensor {name} of shape {dimensions} does not fill blocks of {block}")
         nbytes = count // block * block_bytes
@@ -131,7 +134,8 @@ class GGUFFile:
             return self.raw(name).view(np.float16).reshape(info.shape).astype(np.float32)
         rows = self.raw(name).reshape(*info.shape[:-1], -1)
         try:
-            values = dequantize(rows, GGMLQuantizationType(info.type))
+            with np.errstate(all="ignore"):  # a damaged file may hold any bits as scales
+                values = dequantize(rows, GGMLQuantizationType(info.type))
         except NotImplementedError:
             raise UsageError(
                 f"{self.path}: tensor {name} is of type {info.type_name}, which the gguf package "

@@ -141,3 +141,11 @@ def test_closing_cuts_everybody() -> None:
     assert len(errors) >= 2
     with pytest.raises(TriviumError, match="shutting down"):
         batcher.generate(Request([5]))
+
+
+def test_asked_again_a_packed_model_says_the_same() -> None:
+    """The prompt is in the cache the second time; greedy decoding takes the same way."""
+    engine = make_engine(packed=True)
+    for request in REQUESTS[::2]:
+        longer = replace(request, max_tokens=80, grammar=None)
+        assert answer(engine, longer) == answer(engine, longer)

@@ -1,16 +1,21 @@
 """The shared blocks against their definitions, written out."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from trivium.errors import UsageError
 from trivium.nn.attention import KVCache, SelfAttention, attend
-from trivium.nn.mlp import MLP, SwiGLU
-from trivium.nn.norms import RMSNorm
-from trivium.nn.positions import Rotary, frequencies, rotate
+from trivium.nn.mlp import MLP, GeGLU, SwiGLU
+from trivium.nn.norms import QKNorm, RMSNorm
+from trivium.nn.positions import (
+    Rotary,
+    WindowedRotary,
+    frequencies,
+    rotate,
+    rotate_full,
+    rotate_window,
+)
 from trivium.nn.quantized import FEW_ROWS, Int8Linear
 
 
@@ -19,17 +24,28 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """softmax(QKᵀ/√D)V, head by head and query by query."""
+def naive_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    *,
+    window: int | None = None,
+    real: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(QKᵀ·scale)V, head by head and query by query."""
     y = torch.empty_like(q)
     share = q.shape[1] // k.shape[1]
     past = k.shape[2] - q.shape[2]
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             for t in range(q.shape[2]):
-                seen = past + t + 1 if causal else k.shape[2]
-                scores = k[b, h // share, :seen] @ q[b, h, t] / math.sqrt(q.shape[3])
-                y[b, h, t] = scores.softmax(0) @ v[b, h // share, :seen]
+                last = past + t if causal else k.shape[2] - 1
+                first = 0 if window is None else max(0, last - window + 1)
+                seen = [s for s in range(first, last + 1) if real is None or real[b, s]]
+                scores = k[b, h // share, seen] @ q[b, h, t] * (scale or q.shape[3] ** -0.5)
+                y[b, h, t] = scores.softmax(0) @ v[b, h // share, seen]
     return y
 
 
@@ -41,6 +57,34 @@ def test_attend(count: int, span: int, groups: int, causal: bool) -> None:
     k, v = torch.randn(2, groups, span, 8), torch.randn(2, groups, span, 8)
     torch.testing.assert_close(
         attend(q, k, v, causal=causal), naive_attention(q, k, v, causal), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(("count", "span"), [(7, 7), (1, 7), (3, 7), (2, 3), (1, 1)])
+def test_a_window(count: int, span: int, window: int, groups: int) -> None:
+    q = torch.randn(2, 4, count, 8)
+    k, v = torch.randn(2, groups, span, 8), torch.randn(2, groups, span, 8)
+    torch.testing.assert_close(
+        attend(q, k, v, causal=True, window=window, scale=0.7),
+        naive_attention(q, k, v, True, window=window, scale=0.7),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("count", "span"), [(5, 5), (1, 5), (2, 5)])
+def test_nobody_looks_at_padding(count: int, span: int, causal: bool) -> None:
+    q = torch.randn(3, 4, count, 8)
+    k, v = torch.randn(3, 2, span, 8), torch.randn(3, 2, span, 8)
+    real = torch.arange(span) < torch.tensor([[span], [3], [1]])
+    torch.testing.assert_close(
+        attend(q, k, v, causal=causal, real=real),
+        naive_attention(q, k, v, causal, real=real),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -100,12 +144,38 @@ def test_rms_norm() -> None:
     torch.testing.assert_close(norm(x), expected)
 
 
+def test_qk_norm() -> None:
+    """Each head on its own; the queries with their gain, the keys with theirs."""
+    norm = QKNorm(3, 2, 8, eps=1e-6)
+    nn.init.normal_(norm.q)
+    nn.init.normal_(norm.k)
+    x = torch.randn(2, 4, 5, 8)
+    unit = x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6)
+    expected = torch.cat([unit[:, :, :3] * norm.q, unit[:, :, 3:] * norm.k], 2)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_two_sets_of_angles() -> None:
+    full, window = Rotary(8, 1e6), Rotary(8, 1e2)
+    x, angles = WindowedRotary(full, window)(torch.randn(1, 5, 16), 3)
+    heads = torch.randn(1, 5, 2, 8)
+    for turn, rotary in ((rotate_full, full), (rotate_window, window)):
+        own = rotary(x, 3)[1]
+        assert own is not None
+        assert torch.equal(turn(heads, angles), rotate(heads, own))
+    assert not torch.equal(rotate_full(heads, angles), rotate_window(heads, angles))
+
+
 def test_mlps() -> None:
     x = torch.randn(2, 16)
     gated = SwiGLU(16, 24)
     gate, up = gated.gate_up.weight.chunk(2)
     expected = (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ gated.down.weight.T
     torch.testing.assert_close(gated(x), expected)
+    gated = GeGLU(16, 24)
+    gate, up = gated.gate_up.weight.chunk(2)
+    opened = nn.functional.gelu(x @ gate.T, approximate="tanh")
+    torch.testing.assert_close(gated(x), (opened * (x @ up.T)) @ gated.down.weight.T)
     plain = MLP(16, 24, approximate="none")
     torch.testing.assert_close(plain(x), plain.down(nn.functional.gelu(plain.up(x))))
 

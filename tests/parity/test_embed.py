@@ -2,6 +2,7 @@
 no padding, length 1; on tiny random weights, and on the published all-MiniLM-L6-v2."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,18 @@ def test_an_encoder_does_not_generate(tiny: tuple[Any, Path], tmp_path: Path) ->
         (tmp_path / "config.json").write_text(json.dumps(raw | change))
         with pytest.raises(UsageError, match=next(iter(change))):
             Embedder.load(tmp_path)
+
+
+@pytest.mark.published
+def test_minilm(published_model: Callable[[str], Path]) -> None:
+    """all-MiniLM-L6-v2 on text of many languages: as transformers with mean pooling, to 1e-4."""
+    folder = published_model("all-minilm-l6-v2")
+    embedder = Embedder.load(folder)
+    assert (embedder.max_tokens, embedder.pooling, embedder.normalise) == (256, "mean", True)
+    reference = transformers.BertModel.from_pretrained(folder).eval()
+    texts = [*MULTILINGUAL, "word " * 300]
+    expected = torch.nn.functional.normalize(reference_mean(reference, folder, texts), dim=-1)
+    vectors = embedder.embed(texts, truncate=True)
+    assert (vectors - expected).abs().max() < 1e-4
+    cat, kitten, tax = embedder.embed(["A cat sleeps.", "A kitten naps.", "Tax law changed."])
+    assert cat @ kitten > 0.5 > cat @ tax

@@ -1,5 +1,5 @@
-"""Export: what is written and loaded again is the same model, for us and for `transformers`; and the
-names in a GGUF file are those that llama.cpp's own converter gives."""
+"""Export: what is written and loaded again is the same model, for us and for `transformers`; and
+the names in a GGUF file are those that llama.cpp's own converter gives."""
 
 import json
 import logging
@@ -45,6 +45,7 @@ LLAMA3_ROPE = {
 }
 GEMMA: dict[str, Any] = {
     "layers": 7,
+    "head_dim": 256,  # what transformers assumes of Gemma and Qwen3 in GGUF files
     "norm": "rms",
     "block": "sandwich",
     "stem": "scaled",
@@ -56,6 +57,7 @@ GEMMA: dict[str, Any] = {
     "qk_norm": True,
 }
 GPT2: dict[str, Any] = {
+    "context": 1024,  # as transformers assumes
     "groups": None,
     "head_dim": None,
     "hidden": 128,
@@ -78,7 +80,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"qkv_bias": True, "head_dim": None, "window": 5, "full_layers": (0,)},
     ),
-    "qwen3": ("qwen3", {"qk_norm": True, "tied": False}),
+    "qwen3": ("qwen3", {"qk_norm": True, "tied": False, "head_dim": 128}),
     "gemma3": ("gemma3_text", GEMMA),
     "gemma3-scale": ("gemma3_text", {**GEMMA, "query_scale": 24**-0.5}),
     "gpt2": ("gpt2", GPT2),
@@ -194,9 +196,7 @@ def test_gguf(made: tuple[str, LanguageModel], tmp_path: Path) -> None:
     assert_same(load_pretrained(tmp_path / "half.gguf", device="cpu", precision="bfloat16"), half)
 
 
-def test_gguf_names_are_those_of_llama_cpp(
-    made: tuple[str, LanguageModel], tmp_path: Path
-) -> None:
+def test_gguf_names_are_those_of_llama_cpp(made: tuple[str, LanguageModel], tmp_path: Path) -> None:
     case, model = made
     if case in NO_GGUF:
         pytest.skip("has no GGUF")
@@ -222,14 +222,14 @@ def assert_names(folder: Path, gguf_name: str, layers: int) -> None:
     + [(name, 0.5) for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")],
 )
 def test_types(tokenizer: Tokenizer, tmp_path: Path, type: Any, tolerance: float) -> None:
-    model = LanguageModel(
-        "tiny", randomised(TransformerConfig(**BASE)), tokenizer, None, "float32"
-    )
+    model = LanguageModel("tiny", randomised(TransformerConfig(**BASE)), tokenizer, None, "float32")
     export_gguf(model, tmp_path / "out.gguf", type)
     again = load_pretrained(tmp_path / "out.gguf", device="cpu", precision="float32")
     stored = {info.type_name for info in GGUFFile(tmp_path / "out.gguf").tensors.values()}
     assert stored == {"F32", type}
-    error = (logits(again.model) - logits(model.model)).abs().max() / logits(model.model).abs().max()
+    error = (logits(again.model) - logits(model.model)).abs().max() / logits(
+        model.model
+    ).abs().max()
     assert 0 < error < tolerance
     reader = gguf.GGUFReader(tmp_path / "out.gguf")  # the reference reader takes it as well
     assert int(reader.fields["general.file_type"].parts[-1][0]) == FILE_TYPES[type]
@@ -246,7 +246,7 @@ def test_rows_that_fill_no_block(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_bert(tmp_path: Path, activation: str) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the cat sat ##ting on . 猫".split()]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##ting", ".", "猫"]
     config = TransformerConfig(
         **{**BASE, **GPT2, "mlp": activation, "vocab_size": len(words), "norm_eps": 1e-12},
         block="post",

@@ -3,6 +3,7 @@ the language reference that ships inside CPython."""
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from trivium.gguf_file import GGUFFile
 from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import load_pretrained, read_gguf
+from trivium.language.tokenizer import Tokenizer
 from trivium.nn.attention import KVCache
 
 CPU = torch.device("cpu")
@@ -82,3 +84,23 @@ def test_native_steps_keep_the_quality(
     full, reduced = perplexity(expected, ids), perplexity(ours, ids)
     assert abs(reduced / full - 1) < 0.01, (full, reduced)
     assert (ours.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+
+
+def test_gemma(published_model: Callable[[str], Path]) -> None:
+    """The second published model, beyond its window of 512 tokens: tokens, and float32 logits of
+    the dequantised weights."""
+    transformers = pytest.importorskip("transformers")
+    path = published_model("gemma3-270m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    file = GGUFFile(path)
+    ids = torch.tensor([Tokenizer.from_gguf(file.metadata).encode(topics["compound"], wrap=True)])
+    ids = ids[:, :700]
+    with torch.no_grad():
+        expected = reference(ids).logits[0]
+        ours = read_gguf(file, CPU, "float32")(ids)[0]
+    assert (ours - expected).abs().max() / expected.abs().max() < 1e-4
+    assert perplexity(ours, ids) < 25  # the text was understood, by tokens too

@@ -110,9 +110,7 @@ def engine(tokenizer: Tokenizer) -> Callable[[str | None], Engine]:
 
 
 @pytest.fixture(scope="session")
-def served(
-    engine: Callable[[str | None], Engine], tokenizer: Tokenizer
-) -> Callable[..., Models]:
+def served(engine: Callable[[str | None], Engine], tokenizer: Tokenizer) -> Callable[..., Models]:
     """Makes the models of a server: each a template, with an engine of its own or a script."""
 
     def make(**scripts: Generates) -> Models:
@@ -135,7 +133,9 @@ def served(
 
 
 @contextmanager
-def running(models: Models, settings: Settings | None = None, *, load: bool = True) -> Iterator[str]:
+def running(
+    models: Models, settings: Settings | None = None, *, load: bool = True
+) -> Iterator[str]:
     """The URL of a server, which must end when it is told to, with all its threads."""
     before = set(threading.enumerate())
     if load:

@@ -1,7 +1,6 @@
 """/v1/chat/completions, with the official client."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-
 from tests.server.conftest import Script, running
+
 from trivium.errors import TriviumError, UsageError
 from trivium.server.app import Settings
 from trivium.server.errors import ApiError
@@ -130,7 +130,9 @@ def deep(n: int) -> bytes:
     ],
     ids=range(16),
 )
-def test_what_is_no_request(url: str, body: bytes, kind: str, status: int, code: str | None) -> None:
+def test_what_is_no_request(
+    url: str, body: bytes, kind: str, status: int, code: str | None
+) -> None:
     headers = {"Content-Type": kind}
     answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == status, answer.text
@@ -174,7 +176,7 @@ def test_metrics(url: str) -> None:
 
     assert value(text, line) == value(before, line) + 1
     assert "no/such" not in text, "a path is no label"
-    for name in ("first_token_seconds_count", "kv_cache_tokens ", 'slots ', "models_ready "):
+    for name in ("first_token_seconds_count", "kv_cache_tokens ", "slots ", "models_ready "):
         assert name in text
     made = 'trivium_tokens_total{kind="completion"} '
     assert value(before, made) < value(text, made) <= value(before, made) + 3

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, InternalServerError
-
 from tests.server.conftest import Script, connected, running
+
 from trivium.errors import TriviumError
 from trivium.server.app import Settings
 from trivium.server.served import Models
@@ -39,7 +39,7 @@ def test_generation_stops_when_the_client_leaves(
     with running(served(tiny=script)) as url:
         host, port = url.removeprefix("http://").split(":")
         body = json.dumps(CHAT | {"stream": streamed, "n": 2}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
         head += f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(head.encode() + body)
@@ -67,9 +67,10 @@ def test_who_leaves_the_line_is_never_served(served: Callable[..., Models]) -> N
 def test_a_crowd_is_answered_or_sent_away(served: Callable[..., Models]) -> None:
     script = Script(seconds=0.002)
     settings = Settings(max_concurrent=4, queue=20)
-    with running(served(tiny=script), settings) as url, httpx.Client(
-        limits=httpx.Limits(max_connections=200), timeout=30
-    ) as http:
+    with (
+        running(served(tiny=script), settings) as url,
+        httpx.Client(limits=httpx.Limits(max_connections=200), timeout=30) as http,
+    ):
         gate = threading.Barrier(200)
 
         def ask(i: int) -> httpx.Response:
@@ -108,7 +109,9 @@ def test_a_real_crowd(served: Callable[..., Models]) -> None:
 def test_a_slow_reader_holds_up_nobody(served: Callable[..., Models]) -> None:
     script = Script(("x" * 1000,) * 2000)
     with running(served(tiny=script), Settings(max_concurrent=1)) as url:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as one:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}
+        ) as one:
             pieces = one.iter_raw()
             begin = next(pieces)
             until(lambda: len(script.closed) == 1)  # it was made, though nobody has read it

@@ -100,12 +100,13 @@ def serve(
         raise UsageError(
             f"a server needs {error.name}: pip install 'trivium[local,serve]'"
         ) from error
+    opened = open_models(names, device=device or "auto")
     listener = bind(host, port, api_key)
     if threads is not None:
         torch.set_num_threads(threads)
     access = Access(api_key or None, is_loopback(listener.getsockname()[0]))
     serve(
-        open_models(names, device=device or "auto"),
+        opened,
         Settings(access, max_concurrent, queue),
         listener,
         lambda line: click.echo(f"trivium: {line}", err=True),

@@ -196,9 +196,16 @@ class Engine:
         return logits
 
     def read_chunk(self, slot: Slot, prompt: Sequence[int]) -> Tensor | None:
-        """Compute the next chunk; the logits (V,) when it was the last one."""
+        """Compute the next chunk; the logits (V,) when it was the last one.
+
+        Where there are native steps, the last token is one of them: whether the tokens before it
+        were in the cache or not, its logits are the same to the bit.
+        """
         done = len(slot.ids)
-        chunk = list(prompt[done : done + PREFILL_CHUNK])
+        if self._native is not None and done and done == len(prompt) - 1:
+            return self.step(prompt[-1:], [slot])[0]
+        end = len(prompt) - (self._native is not None and len(prompt) > 1)
+        chunk = list(prompt[done : min(done + PREFILL_CHUNK, end)])
         logits = self._forward(slot, chunk)
         return logits[-1] if done + len(chunk) == len(prompt) else None
 

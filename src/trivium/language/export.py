@@ -218,13 +218,15 @@ def _write_gguf(
         shape = quant_shape_to_byte_shape(tuple(tensor.shape), kinds[name])
         nbytes = math.prod(shape)
         writer.add_tensor_info(name, shape, np.dtype(np.uint8), nbytes, kinds[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, (_, tensor) in tensors.items():
-        data = quantize(tensor.float().contiguous().numpy(), kinds[name])
-        writer.write_tensor_data(data.view(np.uint8))
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, (_, tensor) in tensors.items():
+            data = quantize(tensor.float().contiguous().numpy(), kinds[name])
+            writer.write_tensor_data(data.view(np.uint8))
+    finally:
+        writer.close()
 
 
 def _kind(ours: str, tensor: Tensor, type: GGUFType) -> str:

@@ -86,7 +86,7 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0][:200]
         raise UsageError(f"device {device!r} cannot be used here: {reason}") from None
     return chosen
 

@@ -15,7 +15,7 @@ import torch
 
 from trivium import hub
 from trivium.errors import UsageError
-from trivium.language.engine import End, Engine, Request
+from trivium.language.engine import ContextOverflow, End, Engine, Request
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools
@@ -108,23 +108,18 @@ class LocalModel:
         start = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
         if start is None:
             raise UsageError("the conversation holds no message of a user")
-        request = messages[start].text
+        effects = {tool.name: tool.effect for tool in tools}
+        # First of all, so that a conversation which does not fit calls no tool.
+        answer = self._request(self._encode(told(messages, start, effects)))
         results = [message for message in messages[start:] if message.role == "tool"]
         if tools and not results:
-            if self._chooser is None or self._chooser.tools[1:] != tuple(tools):
-                self._chooser = ToolChooser(self.engine, tools)
-            choice = self._chooser.choose(request)
-            if choice.tool is not None:
-                shown = self._chooser.nearest(choice.tool, choice.vector)
-                arguments, ends = fill_arguments(self.engine, choice.tool, request, shown)
-                text = json.dumps(arguments, ensure_ascii=False)
-                yield ToolCall(f"call_{uuid.uuid4().hex[:12]}", choice.tool.name, text)
-                yield Finish("tool_calls", sum((_usage(end) for end in ends), Usage()))
+            call, usage = self._call(messages[start].text, tools)
+            if call is not None:
+                yield call
+                yield Finish("tool_calls", usage)
                 return
-        effects = {tool.name: tool.effect for tool in tools}
-        prompt = self._encode(told(messages, start, effects))
         said = ""
-        for event in self.engine.generate(self._request(prompt)):
+        for event in self.engine.generate(answer):
             if event.text:
                 said += event.text
                 yield TextDelta(event.text)
@@ -132,6 +127,25 @@ class LocalModel:
                 if missing := unsaid(results, said):
                     yield TextDelta(missing)
                 yield Finish(event.reason, _usage(event))
+
+    def _call(self, request: str, tools: Sequence[Tool]) -> tuple[ToolCall | None, Usage]:
+        """The call that `request` asks for, if it asks for one."""
+        try:
+            if self._chooser is None or self._chooser.tools[1:] != tuple(tools):
+                self._chooser = ToolChooser(self.engine, tools)
+            choice = self._chooser.choose(request)
+            if choice.tool is None:
+                return None, Usage()
+            shown = self._chooser.nearest(choice.tool, choice.vector)
+            arguments, ends = fill_arguments(self.engine, choice.tool, request, shown)
+        except ContextOverflow:
+            raise UsageError(
+                f"the context of {self.context} tokens of {self.name} is too small for tools: go "
+                "without them (--no-tools), or take another model"
+            ) from None
+        text = json.dumps(arguments, ensure_ascii=False)
+        call = ToolCall(f"call_{uuid.uuid4().hex[:12]}", choice.tool.name, text)
+        return call, sum((_usage(end) for end in ends), Usage())
 
     def _encode(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None

@@ -63,7 +63,7 @@ def _to_hf(config: TransformerConfig) -> dict[str, Any]:
         **write_rope(config),
         **write_window(config),
         "rope_local_base_freq": config.window_rope_base,
-        "query_pre_attn_scalar": round(scalar, 3),
+        "query_pre_attn_scalar": round(scalar),
     }
 
 
