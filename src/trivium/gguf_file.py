@@ -9,7 +9,6 @@ library's (`gguf.quants`).
 
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ SCALARS = {
     11: "q",
     12: "d",
 }
+LENGTH = struct.Struct("<Q")
 MAX_DIMENSIONS = 4
 MAX_NESTING = 4
 
@@ -183,9 +183,22 @@ class _Cursor:
             return list(struct.unpack(f"<{count}{form}", self.take(count * struct.calcsize(form))))
         if count > len(self.data):
             raise _Malformed(f"an array of {count} elements is larger than the file")
-        read: Callable[[], Any]
-        read = self.string if element == STRING else lambda: self.value(element, depth + 1)
-        return [read() for _ in range(count)]
+        if element == STRING:
+            return self.strings(count)
+        return [self.value(element, depth + 1) for _ in range(count)]
+
+    def strings(self, count: int) -> list[str]:
+        """A vocabulary has 100,000 of them: one loop without calls."""
+        data, position, size = self.data, self.position, len(self.data)
+        length_at, texts = LENGTH.unpack_from, []
+        for _ in range(count):
+            start = position + 8
+            position = start + length_at(data, position)[0]
+            if position > size:
+                raise _Malformed("a text ends behind the end of the file")
+            texts.append(data[start:position].decode())
+        self.position = position
+        return texts
 
 
 def _tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -91,6 +91,10 @@ TURNS = {  # of layers that see everything, and of layers with a window
 class Embedding(nn.Embedding):
     """Token vectors; `project` is the same matrix used as the head of a tied model."""
 
+    def reset_parameters(self) -> None:
+        """Nothing: `Transformer.init_weights` does it. (Drawing for a tensor without storage makes
+        PyTorch import its compiler, which takes seconds.)"""
+
     def rows(self, index: Tensor) -> Tensor:
         return self(index)
 
@@ -259,6 +263,8 @@ class Transformer(nn.Module):
         norms                    1
         """
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
             if name.endswith("bias"):
                 parameter.zero_()
             elif name.startswith("position"):
