@@ -2,7 +2,8 @@
 
     python bench/language.py [--threads 2] [--rounds 3] [--busy]
 
-Peers: transformers (bfloat16, its own loader) and llama-cpp-python, where installed. Each engine runs
+Peers: transformers (bfloat16, its own loader) and llama-cpp-python, where installed. Each engine
+runs
 in a process of its own, one after the other, `rounds` times in turn; the best round counts, because
 a shared machine only ever makes things slower. `--busy` keeps one core occupied by another process.
 
@@ -47,7 +48,7 @@ def ours(path: Path, threads: int) -> dict[str, float]:
     engine = Engine(load(path))
     loaded = time.perf_counter() - start
     ids = engine.tokenizer.encode(TEXT)
-    never = {i: -1e9 for i in engine.tokenizer.stop_ids}
+    never = dict.fromkeys(engine.tokenizer.stop_ids, -1e9)
 
     def generate(prompt: list[int], count: int, source: Any = engine) -> End:
         events = source.generate(Request(prompt, max_tokens=count, logit_bias=never))
@@ -126,15 +127,18 @@ def theirs_llama_cpp(path: Path, threads: int) -> dict[str, float]:
 
     start = time.perf_counter()
     model = Llama(
-        str(path), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        str(path),
+        n_ctx=2048,
+        n_batch=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
     )
     loaded = time.perf_counter() - start
     ids = model.tokenize(TEXT.encode(), add_bos=False)
 
     def generate(prompt: list[int], count: int, *, reset: bool = True) -> None:
-        made = 0
-        for _ in model.generate(prompt, temp=0.0, reset=reset):
-            made += 1
+        for made, _ in enumerate(model.generate(prompt, temp=0.0, reset=reset), start=1):
             if made == count:
                 return
 
@@ -207,7 +211,7 @@ def main() -> None:
     print(f"{'':16}" + "".join(f"{engine:>22}" for engine in best))
     for row, value in best["trivium"].items():
         line = f"{row:16}{value:22.2f}"
-        for engine, found in list(best.items())[1:]:
+        for found in list(best.values())[1:]:
             if row not in found:
                 line += f"{'-':>22}"
                 continue

@@ -1,7 +1,7 @@
-"""The house rules that a machine can check: who imports whom, what stays light, how large things are.
+"""The house rules that a machine can check: who imports whom, what stays light, how large it is.
 
-    cli → {server | recipes | evaluate} → llmos → models → {language | …} → train
-        → {data | checkpoint | hub | gguf_file} → nn → {errors | files}
+cli → {server | recipes | evaluate} → llmos → models → {language | …} → train
+    → {data | checkpoint | hub | gguf_file} → nn → {errors | files}
 """
 
 import ast
@@ -112,7 +112,12 @@ def test_the_operating_system_knows_no_torch(path: Path) -> None:
 
 
 HEAVY = {"torch", "numpy", "tokenizers", "llguidance", "gguf", "matplotlib", "huggingface_hub"}
-LIGHT = ["import trivium", "import trivium.cli", "import trivium.hub", "import trivium.llmos.kernel"]
+LIGHT = [
+    "import trivium",
+    "import trivium.cli",
+    "import trivium.hub",
+    "import trivium.llmos.kernel",
+]
 
 
 @pytest.mark.parametrize("statement", LIGHT)

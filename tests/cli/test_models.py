@@ -5,7 +5,9 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +135,36 @@ def test_pull_speaks_on_stderr_only(entry: hub.Entry) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.startswith(f"{NAME} is in {entry.path} (")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer", "code", "said"),
+    [
+        (["--accept-terms"], None, 0, "is in"),
+        ([], None, 3, "nobody to ask whether the terms of tiny-chat are accepted: --accept-terms"),
+        ([], "n\n", 3, "tiny-chat is not pulled"),
+        ([], "y\n", 0, "is in"),
+    ],
+)
+def test_terms_are_shown_and_accepted(
+    entry: hub.Entry,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    answer: str | None,
+    code: int,
+    said: str,
+) -> None:
+    strict = replace(entry, terms="Be kind.\nTo all.")
+    monkeypatch.setattr(hub, "CATALOGUE", {NAME: strict})
+    if answer is not None:
+        keyboard = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+        monkeypatch.setattr("trivium.cli.models.sys", keyboard)
+    result = trivium("pull", NAME, "--from", "model.gguf", *flags, input=answer)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith("Be kind.\nTo all.\n") and said in result.stderr
+    assert strict.is_pulled == (code == 0)
+    if code == 0:  # what is here was accepted
+        assert "Be kind" not in trivium("pull", NAME).stderr
 
 
 def test_pull_without_a_name_is_the_default(entry: hub.Entry) -> None:

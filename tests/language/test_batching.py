@@ -59,17 +59,15 @@ def answer(source: Engine | Batcher, request: Request) -> list[object]:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_together_as_alone(packed: bool) -> None:
-    """The same tokens. In float32 for several rounds; packed for one, because there a prompt that is
-    partly in the cache is computed by other means, and a near tie may fall the other way."""
+    """The same tokens. In float32 for several rounds; packed for one, because there a prompt that
+    is partly in the cache is computed by other means, and a near tie may fall the other way."""
     alone = [answer(make_engine(packed=packed), request) for request in REQUESTS]
     with Batcher(make_engine(packed=packed), batch=5) as batcher, ThreadPoolExecutor(8) as pool:
         for _ in range(1 if packed else 3):
             together = list(pool.map(lambda request: answer(batcher, request), REQUESTS))
             for got, expected in zip(together, alone, strict=True):
                 # Prefilled in other pieces, a float32 sum may differ in its last bits.
-                assert [getattr(e, "id", e) for e in got] == [
-                    getattr(e, "id", e) for e in expected
-                ]
+                assert [getattr(e, "id", e) for e in got] == [getattr(e, "id", e) for e in expected]
     assert batcher.load[1] == 0
 
 

@@ -1,7 +1,7 @@
 """The native decoding step against the PyTorch path, on random packed models.
 
-Tolerance: 2 % of the largest logit; the PyTorch path keeps its stream in bfloat16, the native one in
-float32.
+Tolerance: 2 % of the largest logit; the PyTorch path keeps its stream in bfloat16, the native one
+in float32.
 """
 
 from dataclasses import replace

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.engine import End, Engine, Request, Token
@@ -69,7 +70,7 @@ def tokenizer() -> Tokenizer:
 def make_model(tokenizer: Tokenizer, template: str | None, seed: int = 0) -> LocalModel:
     torch.manual_seed(seed)
     config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, context=2048, width=32, layers=5, heads=4, hidden=48
+        vocab_size=tokenizer.vocab_size, context=2048, width=96, layers=5, heads=4, hidden=96
     )
     model = Transformer(config).eval()
     chat = ChatTemplate(template) if template is not None else None
@@ -233,9 +234,7 @@ def test_a_short_result_is_named(result: str, answer: str, added: str) -> None:
 
 
 def pieces(text: str, size: int) -> list[Token | End]:
-    tokens: list[Token | End] = [
-        Token(0, text[i : i + size]) for i in range(0, len(text), size)
-    ]
+    tokens: list[Token | End] = [Token(0, text[i : i + size]) for i in range(0, len(text), size)]
     return [*tokens, End("stop", "", 1, len(tokens), 0)]
 
 
@@ -303,7 +302,9 @@ def test_constrained_calls_are_always_calls_of_a_tool(tokenizer: Tokenizer, form
     assert found >= 2
 
 
-def test_a_template_with_tools_is_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_with_tools_is_used(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(tokenizer, WITH_TOOLS)
     seen: list[str] = []
     reply = f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"
@@ -322,7 +323,12 @@ def test_a_template_with_tools_is_used(tokenizer: Tokenizer, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("template", "form"),
-    [("…<tool_call>…", HERMES), ("[TOOL_CALLS]", MISTRAL), ('{"parameters": x', LLAMA), ("", HERMES)],
+    [
+        ("…<tool_call>…", HERMES),
+        ("[TOOL_CALLS]", MISTRAL),
+        ('{"parameters": x', LLAMA),
+        ("", HERMES),
+    ],
 )
 def test_forms_are_recognised(template: str, form: Form) -> None:
     assert native_tools.form_of(template) is form

@@ -45,23 +45,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory, engine: object, tokenizer: 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_served_folder(folder: Path, number: signal.Signals, code: int) -> None:
-    process = serve("-m", str(folder), "--port", "0", "--threads", "1", TRIVIUM_API_KEY="sk-1")
-    assert process.stderr is not None
-    try:
-        first = process.stderr.readline()
-        assert first.startswith("trivium: http://127.0.0.1:")
-        url = first.split()[1]
-        assert process.stderr.readline() == "trivium: ready\n"
-        key = {"Authorization": "Bearer sk-1"}
-        assert httpx.get(f"{url}/models").status_code == 401
-        assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "mini"
-        body = {"model": "mini", "prompt": "Hello", "max_tokens": 3}
-        answer = httpx.post(f"{url}/completions", json=body, headers=key)
-        assert answer.status_code == 200, answer.text
-        process.send_signal(number)
-        out, rest = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    arguments = ("-m", str(folder), "--port", "0", "--threads", "1")
+    with serve(*arguments, TRIVIUM_API_KEY="sk-1") as process:
+        assert process.stderr is not None
+        try:
+            first = process.stderr.readline()
+            assert first.startswith("trivium: http://127.0.0.1:")
+            url = first.split()[1]
+            assert process.stderr.readline() == "trivium: ready\n"
+            key = {"Authorization": "Bearer sk-1"}
+            assert httpx.get(f"{url}/models").status_code == 401
+            assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "mini"
+            body = {"model": "mini", "prompt": "Hello", "max_tokens": 3}
+            answer = httpx.post(f"{url}/completions", json=body, headers=key)
+            assert answer.status_code == 200, answer.text
+            process.send_signal(number)
+            out, rest = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert out == "" and rest.strip() == ""
 

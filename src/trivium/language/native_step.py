@@ -1,11 +1,12 @@
 """One decoding step in native code, for Llama-like models whose weights are packed.
 
-The step reads and writes the same `KVCache` as the PyTorch path, so that a prompt can be computed by
-the one (a matrix product) and continued by the other (products with one row).
+The step reads and writes the same `KVCache` as the PyTorch path, so that a prompt can be computed
+by the one (a matrix product) and continued by the other (products with one row).
 """
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from trivium.nn.positions import Rotary, frequencies, rotate
 
 
 class NativeStep:
-    """Continues several sequences by one token each. Made by `of`, which knows what it can serve."""
+    """Continues several sequences by one token each. Made by `of`, which knows what it can
+    serve."""
 
     def __init__(self, model: Transformer, library: ctypes.CDLL) -> None:
         self._library = library
@@ -28,7 +30,7 @@ class NativeStep:
         self._kept: list[Tensor] = []  # what the structure points into
         self._layers = (native.Layer * config.layers)(*map(self._layer, model.layers))
         head_dim = config.head_dim or config.width // config.heads
-        embedding = model.embedding.matrix()
+        embedding, head = _ends(model)
         self._model = native.Model(
             config.layers,
             config.width,
@@ -38,11 +40,11 @@ class NativeStep:
             config.hidden,
             config.vocab_size,
             config.norm_eps,
-            self._pointer(model.norm.weight),
+            self._pointer(model.get_parameter("norm.weight")),
             self._pointer(frequencies(head_dim, config.rope_base, config.rope_scaling)),
             ctypes.cast(self._layers, ctypes.POINTER(native.Layer)),
-            embedding,
-            embedding if model.head is None else model.head.matrix(),
+            embedding.matrix(),
+            head.matrix(),
         )
         self._source = model  # its modules own the weights
 
@@ -52,10 +54,8 @@ class NativeStep:
         library = native.library()
         if library is None or not all(map(_known, model.layers)):
             return None
-        head = model.embedding if model.head is None else model.head
-        whole = isinstance(model.embedding, PackedLinear) and isinstance(head, PackedLinear)
-        parts = (type(model.position), type(model.stem), type(model.norm))
-        if not whole or parts != (Rotary, nn.Identity, RMSNorm):
+        parts = (*map(type, _ends(model)), type(model.position), type(model.stem), type(model.norm))
+        if parts != (PackedLinear, PackedLinear, Rotary, nn.Identity, RMSNorm):
             return None
         return cls(model, library)
 
@@ -89,7 +89,7 @@ class NativeStep:
             cache.advance(1)
         return logits
 
-    def _layer(self, block: Block) -> native.Layer:
+    def _layer(self, block: Any) -> native.Layer:
         attention = block.attention
         norm = attention.qk_norm if isinstance(attention.qk_norm, QKNorm) else None
         return native.Layer(
@@ -109,7 +109,12 @@ class NativeStep:
         return own.data_ptr()
 
 
-def _known(block: Block) -> bool:
+def _ends(model: Transformer) -> tuple[Any, Any]:
+    """The embedding and the head."""
+    return model.embedding, model.embedding if model.head is None else model.head
+
+
+def _known(block: Any) -> bool:
     """Whether every part of the block is one that the kernels compute."""
     parts = (block.attention_norm, block.mlp_norm, block.attention, block.mlp)
     if tuple(map(type, (block, *parts))) != (Block, RMSNorm, RMSNorm, SelfAttention, SwiGLU):

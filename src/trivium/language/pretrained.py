@@ -131,7 +131,8 @@ def read_gguf(file: GGUFFile, device: torch.device, precision: str) -> Transform
 
 
 def _block_placer(model: Transformer) -> Callable[[str, Tensor, str], None]:
-    """Puts blocks where a matrix belongs; only matrices of linear layers and embeddings have any."""
+    """Puts blocks where a matrix belongs; only matrices of linear layers and embeddings have
+    any."""
 
     def place(name: str, blocks: Tensor, kind: str) -> None:
         owner, _, _ = name.rpartition(".")

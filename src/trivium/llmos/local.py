@@ -162,9 +162,7 @@ class LocalModel:
         )
 
 
-def told(
-    messages: Sequence[Message], start: int, effects: Mapping[str, str]
-) -> list[Message]:
+def told(messages: Sequence[Message], start: int, effects: Mapping[str, str]) -> list[Message]:
     """The conversation for a model that knows no tool messages: earlier turns as they were asked
     and answered, and the last request, which stands at `start`, together with what the tools
     gave."""

@@ -101,10 +101,11 @@ def pack(weight: Tensor, kind: str = "Q8_0") -> Tensor:
 
 
 def stack(parts: list[tuple[Tensor, str]]) -> tuple[Tensor, str]:
-    """Blocks of several matrices as one of all their rows. Of types that differ, the finest wins."""
+    """Blocks of several matrices as one of all their rows. Of types that differ, the finest
+    wins."""
     kinds = {kind for _, kind in parts}
     if len(kinds) == 1:
-        return (parts[0] if len(parts) == 1 else (torch.cat([b for b, _ in parts]), kinds.pop()))
+        return parts[0] if len(parts) == 1 else (torch.cat([b for b, _ in parts]), kinds.pop())
     return pack(torch.cat([_dequantized(b, kind) for b, kind in parts]), "Q8_0"), "Q8_0"
 
 

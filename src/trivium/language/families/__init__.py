@@ -108,6 +108,9 @@ def _config(family: Family, fields: Mapping[str, Any]) -> TransformerConfig:
     missing = [name for name in SIZES if not fields.get(name)]
     if missing:
         raise UsageError(f"the config does not say: {', '.join(missing)}")
+    for name in {*SIZES, "hidden", "vocab_size", "groups", "head_dim"} & fields.keys():
+        if type(fields[name]) is not int or fields[name] < 1:
+            raise UsageError(f"the config's {name} is {fields[name]!r}, not a positive number")
     hidden = {"hidden": 4 * fields["width"]}
     # A family's structure is no matter of the file: tied weights of BERT, for one.
     return TransformerConfig(**{**hidden, **family.defaults, **fields, **family.fixed})

@@ -74,9 +74,10 @@ def _from_gguf(metadata: Values, shapes: Shapes) -> dict[str, Any]:
     # The file has no key for the scale: llama.cpp knows that only the model of 27 billion, which
     # has 62 layers, is scaled by the width.
     per_head = width / metadata["gemma3.attention.head_count"]
+    window = metadata.get("gemma3.attention.sliding_window")
     return {
-        "window": metadata.get("gemma3.attention.sliding_window"),
-        "full_layers": tuple(_full_layers(layers, pattern)),
+        "window": window,
+        "full_layers": tuple(_full_layers(layers, pattern)) if window else (),
         "window_rope_base": base,
         "query_scale": per_head**-0.5 if layers == 62 else None,
     }
