@@ -221,3 +221,20 @@ def test_marks_for_a_terminal_without_unicode() -> None:
     result = CliRunner(charset="ascii").invoke(cli.main, ["doctor"])
     assert result.exit_code == 0
     assert result.stdout.startswith("ok trivium") and result.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("environment", "ok"), [({}, True), ({"TRIVIUM_NATIVE": "0"}, None)], ids=["on", "off"]
+)
+def test_kernels(
+    environment: dict[str, str], ok: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trivium.cli import doctor
+    from trivium.nn import native
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    native.library.cache_clear()
+    check = doctor._kernels()
+    native.library.cache_clear()
+    assert check.ok is ok and (ok or "TRIVIUM_NATIVE" in check.detail)

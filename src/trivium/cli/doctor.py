@@ -84,6 +84,8 @@ def examine(online: bool = False) -> Iterator[Check]:
         torch = _torch()
         runs_models = runs_models and torch.ok is True
         yield torch
+        if torch.ok:
+            yield _kernels()
     model = _model()
     remote = _remote(online)
     yield model
@@ -173,6 +175,17 @@ def _torch() -> Check:
         f"{build} build, GPU: {', '.join(devices) or 'none'}, on the CPU bf16 {bf16}, int8 {int8}"
     )
     return Check("torch", True, detail)
+
+
+def _kernels() -> Check:
+    """The compiled kernels, without which a model on a CPU is about three times slower."""
+    from trivium.nn import native
+
+    if native.library() is not None:
+        return Check("kernels", True, "compiled for this processor")
+    if os.environ.get("TRIVIUM_NATIVE") == "0":
+        return Check("kernels", None, "off, because TRIVIUM_NATIVE=0", "unset TRIVIUM_NATIVE")
+    return Check("kernels", None, "no C compiler that works", "install gcc or clang")
 
 
 def _cpu_flags() -> set[str]:

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from trivium.errors import UsageError
 from trivium.language.constrain import Grammar, compile_json_schema, compile_lark
 from trivium.language.engine import End, Engine, Request
 from trivium.llmos import native_tools
-from trivium.llmos.few_shot import abridged, fill_arguments
+from trivium.llmos.few_shot import abridged, copied, examples, fill_arguments
 from trivium.llmos.messages import ToolCall
 from trivium.llmos.native_tools import LLAMA, Form
 from trivium.llmos.tools import Tool
@@ -27,6 +25,7 @@ from trivium.server.schema import ChatRequest, NamedTool
 from trivium.server.served import Chooser
 
 WHOLE_ARGUMENTS = 1024  # tokens of arguments that are written in one piece
+PLAIN_TEXT = {"type", "title", "description", "default"}
 # What `fill_arguments` respects; any other keyword needs the object to be written as a whole.
 SIMPLE = {"type", "properties", "required", "additionalProperties", "title", "description"}
 
@@ -136,12 +135,10 @@ def led_call(
         tool = chooser.best_tool(choice.vector)
     shown = chooser.nearest(tool, choice.vector)
     ends: list[End] = []
-    if set(tool.parameters) <= SIMPLE and all(
-        isinstance(schema, dict) for schema in tool.parameters["properties"].values()
-    ):
+    if _one_by_one(tool):
         with contextlib.suppress(UsageError):  # a property that means something only in its place
             arguments, ends = fill_arguments(engine, tool, request, shown)
-            if Draft202012Validator(tool.parameters).is_valid(arguments):
+            if all(end.reason == "stop" for end in ends):
                 return _call(tool, json.dumps(arguments, ensure_ascii=False)), ends
     prompt = f"{tool.description.splitlines()[0]}\n\n"
     for past, given in shown:
@@ -156,6 +153,20 @@ def led_call(
     # Cut off, the arguments are no JSON: there is no call, and the answer ends with "length".
     call = _call(tool, text) if end.reason == "stop" else None
     return call, [*ends, end] if call else [*ends, replace(end, reason="length")]
+
+
+def _one_by_one(tool: Tool) -> bool:
+    """Whether arguments that are right one by one are right together, so that nothing needs to be
+    checked: a check would run the client's regular expressions, which may never end."""
+    if not set(tool.parameters) <= SIMPLE:
+        return False
+    for name, schema in tool.parameters["properties"].items():
+        if not isinstance(schema, dict):
+            return False
+        is_copy = copied(name, examples(tool), schema.get("default"))
+        if is_copy and (schema.get("type") != "string" or not set(schema) <= PLAIN_TEXT):
+            return False
+    return True
 
 
 def _call(tool: Tool, arguments: str) -> ToolCall:
