@@ -230,6 +230,18 @@ def test_a_short_result_is_named(result: str, answer: str, added: str) -> None:
     assert unsaid([Message("tool", result, name="t")], answer) == added
 
 
+def test_a_failure_is_said_as_it_is(model: LocalModel) -> None:
+    call = ToolCall("1", "calculate", "{}")
+    turn = [
+        Message("user", "1/0?"),
+        Message("assistant", "", (call,)),
+        Message("tool", "error: division by zero", tool_call_id="1", name="calculate"),
+    ]
+    delta, finish = model.stream(turn, TOOLS)
+    assert delta == TextDelta("That did not work: division by zero")
+    assert finish == Finish("stop")
+
+
 # Models that know tools
 
 

@@ -164,3 +164,8 @@ def test_no_compiler_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(native, "FLAGS", ("-no-such-flag-exists",))
     assert native._compiled() is None
+
+
+def test_the_kernels_leave_the_arithmetic_of_the_process_alone(kernels: object) -> None:
+    """No flushing of subnormal numbers to zero, which -ffast-math would switch on."""
+    assert 5e-324 * 1.0 == 5e-324

@@ -79,6 +79,8 @@ class Script:
 class Letters:
     """Embeds a text as how often it has each of four letters."""
 
+    max_tokens = 100
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 

@@ -208,6 +208,29 @@ def test_what_is_wrong_is_named(client: OpenAI, change: dict[str, Any], param: s
     assert "\n" not in error["message"]
 
 
+def test_a_schema_that_is_too_complex(client: OpenAI) -> None:
+    many = {f"p{i}": {"type": "string"} for i in range(3000)}
+    given: Any = {"name": "x", "schema": {"type": "object", "properties": many}}
+    with pytest.raises(BadRequestError, match="too complex"):
+        client.chat.completions.create(
+            model="tiny",
+            messages=ASK,
+            response_format={"type": "json_schema", "json_schema": given},
+        )
+
+
+@pytest.mark.parametrize("model", ["tiny", "tools"])
+def test_a_hostile_pattern_is_never_run(client: OpenAI, model: str) -> None:
+    """Python's regular expressions would take for ever to find that it does not match."""
+    pattern = {"type": "string", "pattern": "^(a|a)*b$"}
+    schema = {"type": "object", "properties": {"x": {"anyOf": [pattern, {"type": "string"}]}}}
+    tools = [function("evil", schema), function("read_file", schema)]
+    answer = client.chat.completions.create(
+        model=model, messages=ASK, tools=tools, tool_choice="required", max_tokens=20, seed=1
+    )
+    assert answer.choices[0].finish_reason in ("tool_calls", "length")
+
+
 def test_an_overflow_tells_the_counts(client: OpenAI) -> None:
     for messages, limit in (([{"role": "user", "content": "a b " * 50_000}], 1), (ASK, 100_000)):
         with pytest.raises(BadRequestError) as caught:

@@ -151,6 +151,12 @@ def test_models(client: OpenAI) -> None:
     }
 
 
+def test_a_text_that_is_too_long_to_embed(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match=r"text 40 .* tokens and letters reads 100") as caught:
+        client.embeddings.create(model="letters", input=["a"] * 40 + ["e " * 200])
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_an_unknown_model(client: OpenAI) -> None:
     for ask in (
         lambda: client.models.retrieve("org/gpt"),

@@ -8,6 +8,7 @@ Cached and uncached decoding give the same logits, up to the order of summation.
 T tokens, V vocabulary.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -240,6 +241,17 @@ class Engine:
         return self.model.logits(features if every else features[-1:]).float()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small work between two steps: PyTorch's helpers would spin on, against those of the step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
     """The logits (V,) with `bias` added to some tokens'. The input is left as it is."""
     if not bias:
@@ -279,7 +291,8 @@ class Run:
 
     def choose(self) -> Iterator[Token | End]:
         """Draw the next token; it is followed by an End if it is the last one."""
-        token = self._draw()
+        with one_thread():
+            token = self._draw()
         self.made.append(token.id)
         if token.id in self._engine.tokenizer.stop_ids:
             yield self._end("stop")

@@ -118,6 +118,11 @@ class LocalModel:
                 yield call
                 yield Finish("tool_calls", usage)
                 return
+        if results and (failure := failed(results)):
+            # A model of this size would claim success; what happened is said for it.
+            yield TextDelta(failure)
+            yield Finish("stop")
+            return
         said = ""
         for event in self.engine.generate(answer):
             if event.text:
@@ -184,6 +189,12 @@ def told(messages: Sequence[Message], start: int, effects: Mapping[str, str]) ->
     else:
         parts += [f"Question: {request.text}\nAnswer from the text."]
     return [*past, Message("user", "\n\n".join(parts))]
+
+
+def failed(results: Sequence[Message]) -> str:
+    """What to say when no tool gave anything but errors; empty otherwise."""
+    reasons = [m.text.removeprefix("error: ") for m in results if m.text.startswith("error: ")]
+    return f"That did not work: {reasons[-1]}" if len(reasons) == len(results) else ""
 
 
 def unsaid(results: Sequence[Message], answer: str) -> str:

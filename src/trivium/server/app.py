@@ -1,6 +1,5 @@
 """The HTTP API, OpenAI's: models, chat, completions, embeddings; and what operators look at."""
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -161,12 +160,12 @@ def _answering(server: Server) -> APIRouter:
     async def embed(body: schema.EmbeddingRequest, request: Request) -> Response:
         model = server.models.embedding(body.model)
         texts = embeddings.texts(body)
+        tokens = await workers.prepare(lambda: embeddings.count(model, texts))
 
         async def whole() -> Response:
             pieces = workers.run([lambda: embeddings.vectors(model, texts)])
             async with contextlib.aclosing(pieces):
                 found = torch.cat([batch async for _, batch in pieces])
-            tokens = await asyncio.to_thread(model.count, texts)
             return reply(embeddings.to_json(model, body, found, tokens))
 
         return await attended(request, whole())

@@ -22,6 +22,7 @@ from trivium.server.generation import (
     Said,
     Total,
     chat_logprobs,
+    check_grammar,
     check_room,
     new_id,
     request,
@@ -68,6 +69,8 @@ def plan(model: Language, body: ChatRequest) -> Plan:
     if offered.tools and not led:
         form = native_tools.form_of("\n".join(model.template.sources))
         grammar = tool_calls.native_grammar(form, offered, answer)
+    if grammar is not None:
+        check_grammar(model.engine, grammar, "tools" if form else "response_format")
     prompt = _prompt(model, messages, offered, led)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(

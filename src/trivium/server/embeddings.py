@@ -30,6 +30,23 @@ def _wrong(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
+def count(model: Embedding, wanted: Sequence[str]) -> int:
+    """The tokens of the texts. Raises ApiError for one that is too long."""
+    longest, total = model.embedder.max_tokens, 0
+    for i, text in enumerate(wanted):
+        tokens = len(model.embedder.tokenizer.encode(text, wrap=True))
+        if tokens > longest:
+            raise ApiError(
+                400,
+                f"text {i} of the input has {tokens} tokens and {model.id} reads {longest}: split "
+                "it",
+                param="input",
+                code="context_length_exceeded",
+            )
+        total += tokens
+    return total
+
+
 def vectors(model: Embedding, wanted: Sequence[str]) -> Iterator[Tensor]:
     """The vectors of a batch of texts after the other, float32 (≤ BATCH, C)."""
     for start in range(0, len(wanted), BATCH):

@@ -10,6 +10,9 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from trivium.errors import TriviumError
 from trivium.language.constrain import Grammar
 from trivium.language.engine import ContextOverflow, End, Engine, Request, Token
 from trivium.language.sampling import Sampling
@@ -88,6 +91,17 @@ def check_room(engine: Engine, prompt: Sequence[int], wanted: int | None, param:
         engine.room(prompt, wanted)
     except ContextOverflow as error:
         raise ApiError(400, str(error), param=param, code="context_length_exceeded") from error
+
+
+def check_grammar(engine: Engine, grammar: Grammar, param: str) -> None:
+    """Raises ApiError for a grammar that is too complex to be followed, before it joins a batch."""
+    try:
+        constraint = engine.constrainer.start(grammar)
+        for token in constraint.forced():  # up to the first choice, such as that of a property
+            constraint.accept(token)
+        constraint.mask(torch.zeros(engine.model.config.vocab_size))
+    except TriviumError as error:
+        raise ApiError(400, str(error), param=param, code="invalid_value") from error
 
 
 def text_pieces(events: Iterable[Token | End], *, logprobs: bool) -> Iterator[Piece]:

@@ -31,6 +31,11 @@ class Embeds(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest text it reads."""
+        ...
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(N, C), float32"""
         ...
@@ -141,10 +146,6 @@ class Embedding:
 
     def card(self) -> dict[str, Any]:
         return {"capabilities": ["embeddings"]}
-
-    def count(self, texts: Sequence[str]) -> int:
-        """The tokens that the model reads of `texts`."""
-        return sum(len(self.embedder.tokenizer.encode(text, wrap=True)) for text in texts)
 
     def close(self) -> None: ...
 
