@@ -79,8 +79,8 @@ GEMMA_TERMS = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at "
     "ai.google.dev/gemma/terms\n"
     "They forbid the uses listed in the Gemma Prohibited Use Policy, found at "
-    "ai.google.dev/gemma/prohibited_use_policy, and bind whoever you pass the model, or one derived "
-    "from it, on to. Google claims no rights in what the model writes."
+    "ai.google.dev/gemma/prohibited_use_policy, and bind whoever you pass the model, or one "
+    "derived from it, on to. Google claims no rights in what the model writes."
 )
 
 
