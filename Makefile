@@ -19,7 +19,7 @@ demo: $(VENV)/demo.done
 	@$(BIN)/python demo/run.py
 
 test: $(VENV)/test.done
-	@$(BIN)/trivium pull smollm2-135m-instruct
+	@$(BIN)/trivium pull smollm2-135m-instruct all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/dev.done

@@ -64,6 +64,22 @@ def test_who_leaves_the_line_is_never_served(served: Callable[..., Models]) -> N
         assert script.started == 1
 
 
+def test_a_full_line_turns_away(served: Callable[..., Models]) -> None:
+    script = Script(("a",) * 20, seconds=0.03)
+    with (
+        running(served(tiny=script), Settings(max_concurrent=1, queue=1)) as url,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        taken = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=CHAT, timeout=20)]
+        until(lambda: script.started == 1)
+        taken.append(pool.submit(httpx.post, f"{url}/v1/chat/completions", json=CHAT, timeout=20))
+        until(lambda: "trivium_requests_waiting 1" in httpx.get(f"{url}/metrics").text)
+        for streamed in (True, False):
+            answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"stream": streamed})
+            assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        assert [one.result().status_code for one in taken] == [200, 200]
+
+
 def test_a_crowd_is_answered_or_sent_away(served: Callable[..., Models]) -> None:
     script = Script(seconds=0.002)
     settings = Settings(max_concurrent=4, queue=20)
