@@ -17,11 +17,11 @@ from pathlib import Path
 from trivium.files import cache_home
 
 SOURCE = Path(__file__).with_name("kernels.c")
-# Not -ffast-math: linked with it, a library makes the whole process flush small numbers to zero.
+# Not -ffast-math: linked with it, a library makes the whole process flush small numbers to zero. No
+# contraction, which might differ between two places where one function is unrolled.
 FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-pthread"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
-    *("-fassociative-math", "-freciprocal-math"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd"),
 )
 ACT_BYTES = 40  # of a block of 32 activations: scale, sum, codes
 

@@ -173,6 +173,8 @@ static void quantise(const float *x, Act *out, int K) {
 
 /* ---- one row of weights times one row of activations ------------------------------------------- */
 
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__AVX2__)
 static inline float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -193,80 +195,89 @@ static inline __m256i nibbles(const uint8_t *p) {
                                    _mm_and_si128(_mm_srli_epi16(q, 4), mask), 1);
 }
 static inline __m256i codes(const Act *x) { return _mm256_loadu_si256((const __m256i *)x->q); }
-#define MUL_ADD(acc, sums, scale) \
-    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), acc)
+#define TOGETHER 4 /* rows of activations that share one reading of the weights */
 
-static float dot_q4(const uint8_t *w, const Act *x, int blocks, int with_min) {
-    __m256 even = _mm256_setzero_ps(), odd = even;
-    float rest = 0;
+/* M is a constant where this is called, so that the inner loops unroll. The sums of one row of
+ * activations are made in the same order for every M. */
+INLINE void dots_q4(const uint8_t *w, const Act *x, int blocks, int with_min, int M, float *y) {
+    __m256 sums[TOGETHER];
+    float rest[TOGETHER];
     const int size = with_min ? 20 : 18;
-    int b = 0;
-    for (; b + 1 < blocks; b += 2, w += 2 * size) {
-        const uint8_t *v = w + size;
-        float d0 = from_half(half_at(w)) , d1 = from_half(half_at(v));
-        MUL_ADD(even, dot4(nibbles(w + size - 16), codes(x + b)), d0 * x[b].d);
-        MUL_ADD(odd, dot4(nibbles(v + size - 16), codes(x + b + 1)), d1 * x[b + 1].d);
-        rest += with_min ? from_half(half_at(w + 2)) * x[b].s + from_half(half_at(v + 2)) * x[b + 1].s
-                         : -8 * (d0 * x[b].s + d1 * x[b + 1].s);
+    for (int m = 0; m < M; m++) { sums[m] = _mm256_setzero_ps(); rest[m] = 0; }
+    for (int b = 0; b < blocks; b++, w += size) {
+        const __m256i q = nibbles(w + size - 16);
+        const float d = from_half(half_at(w)), low = with_min ? from_half(half_at(w + 2)) : -8 * d;
+        for (int m = 0; m < M; m++) {
+            const Act *a = x + m * blocks + b;
+            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot4(q, codes(a))), _mm256_set1_ps(d * a->d), sums[m]);
+            rest[m] += low * a->s;
+        }
     }
-    for (; b < blocks; b++, w += size) {
-        float d = from_half(half_at(w));
-        MUL_ADD(even, dot4(nibbles(w + size - 16), codes(x + b)), d * x[b].d);
-        rest += with_min ? from_half(half_at(w + 2)) * x[b].s : -8 * d * x[b].s;
-    }
-    return sum8(_mm256_add_ps(even, odd)) + rest;
+    for (int m = 0; m < M; m++) y[m] = sum8(sums[m]) + rest[m];
 }
-static float dot_q8_0(const uint8_t *w, const Act *x, int blocks) {
-    __m256 even = _mm256_setzero_ps(), odd = even;
+INLINE void dots_q8_0(const uint8_t *w, const Act *x, int blocks, int M, float *y) {
+    __m256 sums[TOGETHER];
+    for (int m = 0; m < M; m++) sums[m] = _mm256_setzero_ps();
     for (int b = 0; b < blocks; b++, w += 34) {
-        __m256i q = _mm256_loadu_si256((const __m256i *)(w + 2));
-        __m256i sums = dot4(_mm256_abs_epi8(q), _mm256_sign_epi8(codes(x + b), q));
-        float scale = from_half(half_at(w)) * x[b].d;
-        if (b & 1) MUL_ADD(odd, sums, scale); else MUL_ADD(even, sums, scale);
+        const __m256i q = _mm256_loadu_si256((const __m256i *)(w + 2)), size = _mm256_abs_epi8(q);
+        const float d = from_half(half_at(w));
+        for (int m = 0; m < M; m++) {
+            const Act *a = x + m * blocks + b;
+            const __m256i part = dot4(size, _mm256_sign_epi8(codes(a), q));
+            sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part), _mm256_set1_ps(d * a->d), sums[m]);
+        }
     }
-    return sum8(_mm256_add_ps(even, odd));
+    for (int m = 0; m < M; m++) y[m] = sum8(sums[m]);
 }
 #else
-static float dot_q4(const uint8_t *w, const Act *x, int blocks, int with_min) {
-    float y = 0;
+#define TOGETHER 1
+INLINE void dots_q4(const uint8_t *w, const Act *x, int blocks, int with_min, int M, float *y) {
+    (void)M;
+    *y = 0;
     for (int b = 0; b < blocks; b++) {
         float d = from_half(half_at(w)), m = with_min ? from_half(half_at(w + 2)) : -8 * d;
         const uint8_t *q = w + (with_min ? 4 : 2);
         int sum = 0;
         for (int i = 0; i < 16; i++) sum += (q[i] & 15) * x[b].q[i] + (q[i] >> 4) * x[b].q[i + 16];
-        y += d * x[b].d * (float)sum + m * x[b].s;
+        *y += d * x[b].d * (float)sum + m * x[b].s;
         w = q + 16;
     }
-    return y;
 }
-static float dot_q8_0(const uint8_t *w, const Act *x, int blocks) {
-    float y = 0;
+INLINE void dots_q8_0(const uint8_t *w, const Act *x, int blocks, int M, float *y) {
+    (void)M;
+    *y = 0;
     for (int b = 0; b < blocks; b++, w += 34) {
         int sum = 0;
         for (int i = 0; i < 32; i++) sum += ((const int8_t *)(w + 2))[i] * x[b].q[i];
-        y += from_half(half_at(w)) * x[b].d * (float)sum;
+        *y += from_half(half_at(w)) * x[b].d * (float)sum;
     }
-    return y;
 }
 #endif
 
-static inline float dot(const Matrix *m, int row, const Act *x) {
+/* y (M): a row of weights times M rows of activations */
+INLINE void dots(const Matrix *m, int row, const Act *x, int M, float *y) {
     const uint8_t *w = (const uint8_t *)m->data + (size_t)row * (size_t)m->row_bytes;
-    int blocks = m->cols / 32;
-    float y = m->type == Q4_1   ? dot_q4(w, x, blocks, 1)
-              : m->type == Q4_0 ? dot_q4(w, x, blocks, 0)
-                                : dot_q8_0(w, x, blocks);
-    return m->bias ? y + m->bias[row] : y;
+    const int blocks = m->cols / 32;
+    if (m->type == Q4_1) dots_q4(w, x, blocks, 1, M, y);
+    else if (m->type == Q4_0) dots_q4(w, x, blocks, 0, M, y);
+    else dots_q8_0(w, x, blocks, M, y);
+    if (m->bias) for (int i = 0; i < M; i++) y[i] += m->bias[row];
 }
 
 typedef struct { const Matrix *m; const Act *x; float *y; int B; } Product;
 
 static void product_rows(void *context, int first, int last) {
     Product *p = context;
-    int blocks = p->m->cols / 32;
-    for (int row = first; row < last; row++)
-        for (int b = 0; b < p->B; b++)
-            p->y[(size_t)b * (size_t)p->m->rows + (size_t)row] = dot(p->m, row, p->x + (size_t)b * (size_t)blocks);
+    const size_t blocks = (size_t)p->m->cols / 32, rows = (size_t)p->m->rows;
+    for (int row = first; row < last; row++) {
+        float y[TOGETHER];
+        int b = 0;
+        for (; b + TOGETHER <= p->B; b += TOGETHER) {
+            dots(p->m, row, p->x + (size_t)b * blocks, TOGETHER, y);
+            for (int i = 0; i < TOGETHER; i++) p->y[(size_t)(b + i) * rows + (size_t)row] = y[i];
+        }
+        for (; b < p->B; b++) dots(p->m, row, p->x + (size_t)b * blocks, 1, p->y + (size_t)b * rows + (size_t)row);
+    }
 }
 
 static void product(const Matrix *m, const Act *x, float *y, int B) {
@@ -350,6 +361,7 @@ typedef struct { uint16_t *k, *v; int64_t capacity; } Cache;
 
 static void rms_norm(const float *x, const float *weight, float *y, int n, float eps) {
     float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; i++) sum += x[i] * x[i];
     float scale = 1 / sqrtf(sum / (float)n + eps);
     for (int i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
@@ -386,6 +398,7 @@ static void attention_heads(void *context, int first, int last) {
         float *scores = a->scores + (size_t)unit * (size_t)a->longest, top = -INFINITY, sum = 0;
         for (int s = 0; s < seen; s++) {
             float score = 0;
+#pragma omp simd reduction(+ : score)
             for (int i = 0; i < D; i++) score += q[i] * from_bf16(k[(size_t)s * (size_t)D + (size_t)i]);
             scores[s] = score * scale;
             top = scores[s] > top ? scores[s] : top;
