@@ -1,5 +1,6 @@
 """Packed weights and native kernels against the same arithmetic written out in PyTorch."""
 
+import ctypes
 import multiprocessing
 import threading
 from pathlib import Path
@@ -169,3 +170,19 @@ def test_no_compiler_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_kernels_leave_the_arithmetic_of_the_process_alone(kernels: object) -> None:
     """No flushing of subnormal numbers to zero, which -ffast-math would switch on."""
     assert 5e-324 * 1.0 == 5e-324
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_c_gives_the_same(
+    kernels: object, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code for processors without the vector instructions that the other uses."""
+    plain = tuple(flag for flag in native.FLAGS if flag != "-march=native")
+    monkeypatch.setattr(native, "FLAGS", plain)
+    path = native._compiled()
+    assert path is not None
+    linear = PackedLinear(pack(torch.randn(40, 96), kind), kind, torch.randn(40))
+    x = torch.randn(5, 96)
+    expected = linear(x)
+    ours = linear._few(ctypes.CDLL(str(path)), x)
+    assert (ours - expected).abs().max() / expected.abs().max() < 1e-5

@@ -17,6 +17,7 @@ from pathlib import Path
 from trivium.files import cache_home
 
 SOURCE = Path(__file__).with_name("kernels.c")
+INCLUDED = ("threads.h", "products.h")
 # Not -ffast-math: linked with it, a library makes the whole process flush small numbers to zero. No
 # contraction, which might differ between two places where one function is unrolled.
 FLAGS = (
@@ -82,7 +83,8 @@ def library() -> ctypes.CDLL | None:
 def _compiled() -> Path | None:
     """The shared library for this source and this processor, built if it is not there yet."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, _processor())).encode()).hexdigest()
+    text = b"".join(SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, *INCLUDED))
+    key = hashlib.sha256(text + repr((FLAGS, _processor())).encode()).hexdigest()
     path = cache_home() / "native" / f"kernels-{key[:16]}.so"
     if path.is_file():
         return path
