@@ -28,6 +28,11 @@ class Slots:
     def __init__(self) -> None:
         self._slots: list[Slot] = []
 
+    @property
+    def tokens(self) -> int:
+        """Tokens whose keys and values are kept. Any thread may ask."""
+        return sum(len(slot.ids) for slot in list(self._slots))
+
     def acquire(self, prompt: Sequence[int]) -> tuple[Slot, int]:
         """A slot of one's own to compute `prompt` in, and how many of its tokens it holds already.
 

@@ -45,14 +45,19 @@ def form_of(template: str) -> Form:
     return next((form for sign, form in SIGNS if sign in template), HERMES)
 
 
-def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:
-    """Free text, then any number of calls of `tools`, each well-formed."""
-    calls = " | ".join(f"call_{i}" for i in range(len(tools)))
-    rules = [f"call: {calls}"]
+def call_rules(form: Form, tools: Sequence[Tool]) -> list[str]:
+    """Rules of a grammar in which `call` is the JSON of one call of one of `tools`."""
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
         head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{form.key}": ')
         rules.append(f'call_{i}: {head} arguments_{i} "}}"')
         rules.append(f"arguments_{i}: %json {json.dumps(dict(tool.parameters))}")
+    return rules
+
+
+def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:
+    """Free text, then any number of calls of `tools`, each well-formed."""
+    rules = call_rules(form, tools)
     begin, end = json.dumps(form.begin), json.dumps(form.end)
     if form is LLAMA:
         # The sign is the beginning of the JSON itself: a reply is a call or it is text.

@@ -111,7 +111,7 @@ class Language:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept."""
-        return sum(len(slot.ids) for slot in list(self.engine.slots._slots))
+        return self.engine.slots.tokens
 
     def chooser(self, tools: Sequence[Tool]) -> Chooser:
         key = repr([tool.to_json() for tool in tools])

@@ -85,11 +85,7 @@ def native_grammar(form: Form, offered: Offer, answer: Mapping[str, Any] | None)
     """Calls in `form`; before or instead of them, free text, or JSON that fits `answer`."""
     if not offered.required and offered.several and answer is None:
         return native_tools.grammar(form, offered.tools)
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(offered.tools)))}"]
-    for i, tool in enumerate(offered.tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{form.key}": ')
-        rules.append(f'call_{i}: {head} arguments_{i} "}}"')
-        rules.append(f"arguments_{i}: %json {json.dumps(dict(tool.parameters))}")
+    rules = native_tools.call_rules(form, offered.tools)
     starts = ["calls"]
     if not offered.required and answer is not None:
         starts.append("answer")
