@@ -41,7 +41,8 @@ def ours(path: Path, threads: int) -> dict[str, float]:
 
     torch.set_num_threads(threads)
     from trivium.language.batching import Batcher
-    from trivium.language.engine import End, Engine, Request
+    from trivium.language.engine import Engine
+    from trivium.language.generation import End, Request
     from trivium.models import load
 
     start = time.perf_counter()

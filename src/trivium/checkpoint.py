@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.errors import NotFound, UsageError
-from trivium.files import write_atomic
+from trivium.files import read_json, write_atomic
 from trivium.gguf_file import GGUFFile
 from trivium.nn import packed
 
@@ -89,6 +89,10 @@ class Tensors(Protocol):
         """The blocks of a quantised matrix (rows, bytes) and their kind; None for anything else."""
         ...
 
+    def release(self) -> None:
+        """Let go of what was read: it has been copied."""
+        ...
+
 
 class SafetensorsFolder:
     """model.safetensors, or the shards that model.safetensors.index.json lists; memory-mapped."""
@@ -119,6 +123,9 @@ class SafetensorsFolder:
     def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
         return None
 
+    def release(self) -> None:
+        """Nothing: the library reads, it does not map."""
+
 
 def _open_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
@@ -140,8 +147,10 @@ class GGUFTensors:
         return self.file.tensors.keys()
 
     def read(self, name: str) -> Tensor:
-        values = self.file.read(name)
-        return torch.from_numpy(values if values.flags.writeable else values.copy())
+        return torch.from_numpy(self.file.read(name))
+
+    def release(self) -> None:
+        self.file.release()
 
     def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
         info = self.file.tensors[part.name]
@@ -149,7 +158,7 @@ class GGUFTensors:
             return None
         if part.change is transpose:
             return None  # a block runs along a row
-        rows = torch.from_numpy(self.file.raw(part.name).copy()).view(info.shape[0], -1)
+        rows = torch.from_numpy(self.file.raw(part.name)).view(info.shape[0], -1)
         return (part.change.read(rows, config) if part.change else rows), info.type_name
 
 
@@ -197,45 +206,35 @@ def fill(
         )
     config = getattr(model, "config", None)
     for ours, shape in shapes.items():
-        if place_blocks is not None:
-            found = [tensors.blocks(part, config) for part in rows[ours]]
-            if all(piece is not None for piece in found):
-                place_blocks(ours, *packed.stack([piece for piece in found if piece is not None]))
-                continue
-        pieces = []
-        for part in rows[ours]:
-            tensor = tensors.read(prefix + part.name)
-            try:
-                pieces.append(part.change.read(tensor, config) if part.change else tensor)
-            except RuntimeError as error:
+        found = [] if place_blocks is None else [tensors.blocks(p, config) for p in rows[ours]]
+        if place_blocks is not None and all(piece is not None for piece in found):
+            place_blocks(ours, *packed.stack([piece for piece in found if piece is not None]))
+        else:
+            whole = _whole(tensors, rows[ours], config, prefix)
+            if whole.shape != shape:
                 raise UsageError(
-                    f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}"
-                ) from None
-        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if whole.shape != shape:
-            raise UsageError(
-                f"{tensors.path}: {ours} has shape {list(whole.shape)}, "
-                f"the config says {list(shape)}"
-            )
-        place(ours, whole)
+                    f"{tensors.path}: {ours} has shape {list(whole.shape)}, "
+                    f"the config says {list(shape)}"
+                )
+            place(ours, whole)
+        tensors.release()
+
+
+def _whole(tensors: Tensors, parts: Iterable[Part], config: Any, prefix: str) -> Tensor:
+    """A parameter, stacked from its parts."""
+    pieces = []
+    for part in parts:
+        tensor = tensors.read(prefix + part.name)
+        try:
+            pieces.append(part.change.read(tensor, config) if part.change else tensor)
+        except RuntimeError as error:
+            raise UsageError(f"{tensors.path}: {part.name} {list(tensor.shape)}: {error}") from None
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _abridged(names: list[str]) -> str:
     more = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises NotFound or UsageError in one line."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFound(f"no such file: {path}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} does not hold a JSON object")
-    return value
 
 
 def save(folder: Path, model: nn.Module, kind: str, config: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import platformdirs
 
-from trivium.errors import TriviumError, UsageError
+from trivium.errors import NotFound, TriviumError, UsageError
 
 
 def _home(kind: str, default: Callable[..., str]) -> Path:
@@ -90,6 +90,28 @@ def append_json(path: Path, record: Mapping[str, Any]) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; {} if it is `optional` and not there.
+
+    Raises NotFound, or UsageError for what is no file of JSON in UTF-8.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise NotFound(f"no such file: {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return value
 
 
 def read_json_lines(path: Path, *, skip_broken: bool = False) -> Iterator[dict[str, Any]]:

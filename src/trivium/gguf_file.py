@@ -63,7 +63,7 @@ class GGUFFile:
         with self.path.open("rb") as file:
             if file.read(4) != MAGIC:
                 raise UsageError(f"{self.path} is not a GGUF file (its first bytes are not 'GGUF')")
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         try:
@@ -115,11 +115,17 @@ class GGUFFile:
         return TensorInfo(name, dimensions[::-1], kind, quantization.name, offset, nbytes)
 
     def raw(self, name: str) -> "np.ndarray":
-        """The stored bytes of a tensor as uint8, a view of the mapped file."""
+        """The stored bytes of a tensor as uint8, a view of the mapped file (of a private mapping:
+        writing changes no file)."""
         import numpy as np
 
         info = self.tensors[name]
         return np.frombuffer(self._data, np.uint8, count=info.nbytes, offset=info.offset)
+
+    def release(self) -> None:
+        """Give the memory of what was read back to the system; it can be read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
 
     def read(self, name: str) -> "np.ndarray":
         """The tensor in float32 (float16 and bfloat16 are widened), with its PyTorch shape."""

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trivium.checkpoint import WEIGHTS, SafetensorsFolder, read_json
+from trivium.checkpoint import WEIGHTS, SafetensorsFolder
 from trivium.errors import NotFound, UsageError
+from trivium.files import read_json
 from trivium.language.pretrained import LanguageModel, Precision, load_pretrained
 from trivium.language.transformer import Transformer, TransformerConfig
 

@@ -12,7 +12,8 @@ from torch import nn
 from trivium.errors import TriviumError, UsageError
 from trivium.language.batching import Batcher
 from trivium.language.constrain import compile_choice
-from trivium.language.engine import End, Engine, Request
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling
 from trivium.language.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def test_a_reader_that_leaves_frees_its_place() -> None:
 def test_one_request_in_error_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(packed=False)
     expected = answer(engine, REQUESTS[1])
-    from trivium.language import engine as module
+    from trivium.language import generation as module
 
     choose = module.Run.choose
 

@@ -1,7 +1,7 @@
 """The engine on a tiny random model with a tokenizer trained in the test."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,29 +10,17 @@ from hypothesis import strategies as st
 
 from trivium.errors import UsageError
 from trivium.language.constrain import compile_choice, compile_json_schema, compile_regex
-from trivium.language.engine import ContextOverflow, End, Engine, Request, Token
-from trivium.language.pretrained import LanguageModel
+from trivium.language.engine import ContextOverflow, Engine
+from trivium.language.generation import End, Request, Run, Token
 from trivium.language.sampling import Sampling
 from trivium.language.slots import common_prefix
-from trivium.language.tokenizer import Tokenizer
-from trivium.language.transformer import Transformer, TransformerConfig
+from trivium.nn.attention import KVCache
 
-TEXTS = ['the quick brown fox jumps over the lazy dog 0123456789 {}[]":, 日本語 текст 🙂'] * 20
-
-
-def make_engine(seed: int = 0, **config: int) -> Engine:
-    tokenizer = Tokenizer.train(TEXTS, 320)
-    torch.manual_seed(seed)
-    sizes = {"context": 96, "width": 32, "layers": 2, "heads": 4, "groups": 2, "hidden": 48}
-    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **{**sizes, **config}))
-    with torch.no_grad():  # far from uniform, so that a wrong token shows
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return Engine(LanguageModel("tiny", model.eval(), tokenizer, None, "float32"))
+MakeEngine = Callable[..., Engine]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine(make_engine: MakeEngine) -> Engine:
     return make_engine()
 
 
@@ -71,7 +59,7 @@ def test_the_cache_changes_nothing(engine: Engine, sequence: list[list[int]], ke
         previous = prompt + ids
 
 
-def test_the_second_turn_does_not_pay_for_the_first() -> None:
+def test_the_second_turn_does_not_pay_for_the_first(make_engine: MakeEngine) -> None:
     engine = make_engine()
     first = list(range(10, 60))
     ids, _, end = generate(engine, Request(first, max_tokens=5))
@@ -81,13 +69,42 @@ def test_the_second_turn_does_not_pay_for_the_first() -> None:
     assert end.cached_tokens >= len(first) + len(ids) - 1
 
 
-def test_conversations_do_not_evict_each_other() -> None:
+def test_conversations_do_not_evict_each_other(make_engine: MakeEngine) -> None:
     engine = make_engine()
     talks = [[start] * 20 for start in (11, 12, 13)]
     for talk in talks:
         generate(engine, Request(talk, max_tokens=2))
     for talk in talks:
         assert generate(engine, Request([*talk, 5], max_tokens=2))[2].cached_tokens >= 19
+
+
+def test_samples_of_one_prompt_compute_it_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read it in turns, a chunk at a time; each copies what the one before has computed."""
+    engine, prompt = make_engine(), list(range(10, 80))
+    engine.chunk = 16
+    computed, update = [], KVCache.update
+
+    def counted(cache: KVCache, layer: int, k: torch.Tensor, v: torch.Tensor) -> object:
+        computed.extend([k.shape[2]] * (layer == 0))
+        return update(cache, layer, k, v)
+
+    monkeypatch.setattr(KVCache, "update", counted)
+    runs = [Run(engine, Request(prompt, Sampling(1.0, seed=i), max_tokens=9)) for i in range(6)]
+    waiting = list(runs)
+    while waiting:
+        waiting = [run for run in waiting if not run.read_prompt()]
+    assert sum(computed) < len(prompt) + len(runs)
+    for i, run in enumerate(runs):
+        while not run.ended:
+            *_, event = run.choose()
+            if not run.ended:
+                engine.advance([run])
+        assert isinstance(event, End)
+        assert i == 0 or event.cached_tokens > 0
+        assert run.made == generate(make_engine(), run._request)[0] or event.reason == "stop"
+        run.close()
 
 
 def test_closing_the_stream_keeps_the_cache_sound(engine: Engine) -> None:
@@ -98,7 +115,9 @@ def test_closing_the_stream_keeps_the_cache_sound(engine: Engine) -> None:
     assert generate(engine, Request(prompt, max_tokens=8))[0] == greedy(engine, prompt, 8)
 
 
-def test_an_interrupted_step_keeps_the_cache_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_keeps_the_cache_sound(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine()
     prompt = [40, 41, 42, 43]
     expected = generate(engine, Request(prompt, max_tokens=8))[0]

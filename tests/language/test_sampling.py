@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trivium.errors import TriviumError, UsageError
 from trivium.language.sampling import (
     Sampling,
+    biased,
     distribution,
     log_probabilities,
     make_generator,
@@ -52,6 +53,13 @@ def test_penalties_also_steer_greedy_choice() -> None:
     assert next_token(logits, Sampling(frequency_penalty=0.6), [0]) == 0
     assert next_token(logits, Sampling(frequency_penalty=0.6), [0, 0]) == 1
     assert next_token(logits, Sampling(presence_penalty=1.5), prompt=[0]) == 0  # answer only
+
+
+def test_bias_is_added_to_a_copy() -> None:
+    logits = torch.tensor([3.0, 2.0, -1.0])
+    assert biased(logits, {1: 1.5, 2: -1.0}).tolist() == [3.0, 3.5, -2.0]
+    assert logits.tolist() == [3.0, 2.0, -1.0]
+    assert biased(logits, {}) is logits
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.floats(-2, 2), st.floats(-2, 2))

@@ -9,7 +9,8 @@ import torch
 
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate
-from trivium.language.engine import End, Engine, Request, Token
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request, Token
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling
 from trivium.language.tokenizer import Tokenizer

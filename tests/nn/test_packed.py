@@ -1,7 +1,9 @@
 """Packed weights and native kernels against the same arithmetic written out in PyTorch."""
 
 import ctypes
+import functools
 import multiprocessing
+import platform
 import threading
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 
 from trivium.nn import native
-from trivium.nn.packed import FEW_ROWS, TYPES, PackedLinear, pack, stack
+from trivium.nn.packed import TYPES, PackedLinear, pack, stack
 
 KINDS = list(TYPES)
+ROWS = 15  # more than one tile of rows, and a rest
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +46,10 @@ def rounded(x: Tensor) -> Tensor:
     return (codes * step).flatten(-2)
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS])
+@pytest.mark.parametrize("rows", [1, 2, ROWS, 300])
 @pytest.mark.parametrize("shape", [(5, 32), (64, 96), (200, 576)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_rows(kernels: object, kind: str, shape: tuple[int, int], rows: int) -> None:
+def test_products(kernels: object, kind: str, shape: tuple[int, int], rows: int) -> None:
     blocks = pack(torch.randn(shape), kind)
     bias = torch.randn(shape[0])
     x = torch.randn(rows, shape[1])
@@ -59,9 +62,9 @@ def test_few_rows(kernels: object, kind: str, shape: tuple[int, int], rows: int)
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_or_in_a_batch_the_same_bits(kernels: object, kind: str) -> None:
     linear = PackedLinear(pack(torch.randn(300, 192), kind), kind)
-    x = torch.randn(FEW_ROWS, 192)
+    x = torch.randn(ROWS, 192)
     together = linear(x)
-    for i in range(FEW_ROWS):
+    for i in range(ROWS):
         assert torch.equal(linear(x[i : i + 1])[0], together[i])
 
 
@@ -125,26 +128,31 @@ def test_a_forked_child_can_go_on(kernels: object) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_rows_and_rows_of_the_matrix(kind: str) -> None:
-    blocks = pack(torch.randn(48, 64), kind)
+def test_panels_hold_the_blocks_of_the_file(kernels: object, kind: str) -> None:
+    blocks = pack(torch.randn(43, 96), kind)
     linear = PackedLinear(blocks, kind)
-    exact = widened(blocks, kind)
-    assert torch.equal(linear.widened(), exact.to(torch.bfloat16))
-    x = torch.randn(2, FEW_ROWS, 64)
-    error = (linear(x) - x @ exact.T).abs().max() / (x @ exact.T).abs().max()
-    assert error < 0.02 and linear(x).dtype == torch.float32
+    assert torch.equal(linear.blocks(), blocks)
+    assert torch.equal(linear.widened(), widened(blocks, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_the_matrix(kind: str) -> None:
+    blocks = pack(torch.randn(48, 64), kind)
     index = torch.tensor([[3, 0], [47, 3]])
-    assert torch.equal(linear.rows(index), exact[index].to(torch.bfloat16))
+    expected = widened(blocks, kind)[index].to(torch.bfloat16)
+    assert torch.equal(PackedLinear(blocks, kind).rows(index), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_the_kernels(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    linear = PackedLinear(pack(torch.randn(48, 64), kind), kind)
-    x = torch.randn(3, 64)
-    expected = linear(x)
+    blocks, x, index = pack(torch.randn(50, 64), kind), torch.randn(3, 64), torch.tensor([49, 0])
+    made_before = PackedLinear(blocks, kind)
+    expected, rows = made_before(x), made_before.rows(index)
     monkeypatch.setattr(native, "library", lambda: None)
-    assert torch.equal(linear.widened(), widened(linear.blocks, kind).to(torch.bfloat16))
-    assert (linear(x) - expected).abs().max() / expected.abs().max() < 0.02
+    for linear in (made_before, PackedLinear(blocks, kind)):
+        assert torch.equal(linear.widened(), widened(blocks, kind))
+        assert torch.equal(linear.rows(index), rows)
+        assert (linear(x) - expected).abs().max() / expected.abs().max() < 0.02
 
 
 def test_stacked_rows() -> None:
@@ -172,17 +180,33 @@ def test_the_kernels_leave_the_arithmetic_of_the_process_alone(kernels: object) 
     assert 5e-324 * 1.0 == 5e-324
 
 
+PROCESSORS = {"plain C": (), "AVX2": ("-mavx2", "-mfma", "-mf16c")}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_c_gives_the_same(
-    kernels: object, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_other_processors_give_the_same(
+    kernels: object, kind: str, processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code for processors without the vector instructions that the other uses."""
-    plain = tuple(flag for flag in native.FLAGS if flag != "-march=native")
-    monkeypatch.setattr(native, "FLAGS", plain)
-    path = native._compiled()
+    """The code for processors without the vector instructions that this one may have."""
+    if platform.machine() != "x86_64" and processor == "AVX2":
+        pytest.skip("AVX2 is of x86-64")
+    blocks, bias, x = pack(torch.randn(43, 96), kind), torch.randn(43), torch.randn(9, 96)
+    expected = PackedLinear(blocks, kind, bias)(x)
+    other = library_for(processor)
+    monkeypatch.setattr(native, "library", lambda: other)
+    linear = PackedLinear(blocks, kind, bias)
+    assert torch.equal(linear.blocks(), blocks)
+    assert (linear(x) - expected).abs().max() / expected.abs().max() < 1e-5
+    index = torch.tensor([42, 7])
+    assert torch.equal(linear.rows(index), widened(blocks, kind)[index].to(torch.bfloat16))
+
+
+@functools.cache
+def library_for(processor: str) -> ctypes.CDLL:
+    flags = tuple(flag for flag in native.FLAGS if flag != "-march=native")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "FLAGS", (*flags, *PROCESSORS[processor]))
+        path = native._compiled()
     assert path is not None
-    linear = PackedLinear(pack(torch.randn(40, 96), kind), kind, torch.randn(40))
-    x = torch.randn(5, 96)
-    expected = linear(x)
-    ours = linear._few(ctypes.CDLL(str(path)), x)
-    assert (ours - expected).abs().max() / expected.abs().max() < 1e-5
+    return native._opened(path)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -14,15 +13,18 @@ import torch
 from openai import OpenAI
 from torch import Tensor
 
+from trivium.language.batching import Batcher, Worker
 from trivium.language.chat_template import ChatTemplate
-from trivium.language.engine import End, Engine, Request, Token
+from trivium.language.engine import Engine
+from trivium.language.generation import Run
 from trivium.language.pretrained import LanguageModel
+from trivium.language.slots import Slot
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.llmos.examples import EXAMPLES, NO_TOOL
 from trivium.server.app import Settings, create_app
 from trivium.server.run import Uvicorn, bind, url_of
-from trivium.server.served import Embedding, Generates, Language, Models, SharedEngine
+from trivium.server.served import Embedding, Language, Models
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -32,48 +34,35 @@ WITH_TOOLS = "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}" + CHATML
 CONTEXT = 2048
 
 
-class OneAtATime:
-    """Requests wait for one another, as they would not in a batch."""
+class Paced(Engine):
+    """An engine whose steps and prompts take time; it counts them, and may `fail`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._lock = engine, threading.Lock()
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        step: float = 0.0,
+        chunk: float = 0.0,
+        size: int = 128,
+        fail: Exception | None = None,
+    ) -> None:
+        vars(self).update(vars(engine))
+        self.chunk = size
+        self._seconds, self._fail = (step, chunk), fail
+        self.steps = self.chunks = self.most_at_once = 0
 
-    def generate(self, request: Request) -> Iterator[Token | End]:
-        with self._lock:
-            yield from self._engine.generate(request)
+    def advance(self, runs: Sequence[Run]) -> None:
+        self.steps += 1
+        self.most_at_once = max(self.most_at_once, len(runs))
+        time.sleep(self._seconds[0])
+        if self._fail is not None and self.steps > 3:
+            raise self._fail
+        super().advance(runs)
 
-
-@dataclass
-class Script:
-    """Says `texts`, each as a token of its own, `seconds` apart; `fail` is raised after them."""
-
-    texts: Sequence[str] = ("one", " two", " three")
-    seconds: float = 0.0
-    fail: Exception | None = None
-    started: int = 0
-    closed: list[float] = field(default_factory=list)
-    asked: list[Request] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
-    _lock: Any = field(default_factory=threading.Lock)
-
-    def generate(self, request: Request) -> Iterator[Token | End]:
-        with self._lock:
-            self.started += 1
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-            self.asked.append(request)
-        try:
-            for i, text in enumerate(self.texts):
-                time.sleep(self.seconds)
-                yield Token(i + 300, text)
-            if self.fail is not None:
-                raise self.fail
-            yield End("stop", "", len(request.prompt), len(self.texts), 0)
-        finally:
-            with self._lock:
-                self.at_once -= 1
-                self.closed.append(time.monotonic())
+    def read_chunk(self, slot: Slot, prompt: Sequence[int]) -> Tensor | None:
+        self.chunks += 1
+        time.sleep(self._seconds[1])
+        return super().read_chunk(slot, prompt)
 
 
 class Letters:
@@ -112,26 +101,39 @@ def engine(tokenizer: Tokenizer) -> Callable[[str | None], Engine]:
 
 
 @pytest.fixture(scope="session")
+def paced(engine: Callable[[str | None], Engine]) -> Callable[..., Paced]:
+    """Makes a tiny engine that chats, slowly."""
+    return lambda **options: Paced(engine(CHATML), **options)
+
+
+@pytest.fixture(scope="session")
 def served(engine: Callable[[str | None], Engine], tokenizer: Tokenizer) -> Callable[..., Models]:
-    """Makes the models of a server: each a template, with an engine of its own or a script."""
+    """Makes the models of a server: each of another template; `tiny` may be an engine given."""
 
-    def make(**scripts: Generates) -> Models:
-        def language(name: str, template: str | None) -> Callable[[], Language]:
-            made = engine(template)
-            shared = SharedEngine(made, scripts.get(name) or OneAtATime(made))
-            return lambda: Language(name, shared)
+    def make(tiny: Engine | None = None) -> Models:
+        worker = Worker()
 
-        models = Models(
+        def language(name: str, engine: Engine) -> Callable[[], Language]:
+            return lambda: Language(name, Batcher(engine, worker=worker))
+
+        return Models(
             {
-                "tiny": language("tiny", CHATML),
-                "tools": language("tools", WITH_TOOLS),
-                "base": language("base", None),
-                "letters": lambda: Embedding("letters", Letters(tokenizer)),
-            }
+                "tiny": language("tiny", tiny or engine(CHATML)),
+                "tools": language("tools", engine(WITH_TOOLS)),
+                "base": language("base", engine(None)),
+                "letters": lambda: Embedding("letters", Letters(tokenizer), worker),
+            },
+            worker,
         )
-        return models
 
     return make
+
+
+@pytest.fixture(scope="session")
+def endless(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Fields of a request that make the tiny model say "e" until it is stopped."""
+    (letter,) = tokenizer.encode("e")
+    return {"temperature": 0, "logit_bias": {str(letter): 100}}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.server.conftest import Script, running
+from tests.server.conftest import running
 
 from trivium.errors import TriviumError, UsageError
 from trivium.server.app import Settings
@@ -243,7 +243,7 @@ def test_a_slow_body_is_given_up(
     served: Callable[..., Models], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trivium.server.guard.BODY_SECONDS", 0.2)
-    with running(served(tiny=Script())) as url:
+    with running(served()) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=5) as raw:
             raw.sendall(

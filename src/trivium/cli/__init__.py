@@ -24,6 +24,10 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
     "chat": ("trivium.cli.chat:chat", "Talk with a model that has tools, turn by turn."),
     "run": ("trivium.cli.run:run", "Do one request with tools, print the answer and leave."),
     "complete": ("trivium.cli.complete:complete", "Continue a text, without template and tools."),
+    "perplexity": (
+        "trivium.cli.perplexity:perplexity",
+        "Measure how well models predict a text.",
+    ),
     "serve": ("trivium.cli.serve:serve", "Serve models over HTTP, as OpenAI's API."),
     "models": (
         "trivium.cli.models:models",

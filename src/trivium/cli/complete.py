@@ -1,24 +1,38 @@
 """`complete`: continue a text, as a base model does, with every knob of the sampler."""
 
-import contextlib
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trivium.cli import attachments, local, options
+from trivium import files
+from trivium.cli import attachments, continuation, local, options
 from trivium.cli.console import print_json
+from trivium.cli.logprobs import Row, Rows
 from trivium.cli.render import Screen
-from trivium.errors import NotFound, UsageError
+from trivium.errors import UsageError
 from trivium.llmos.messages import TextDelta
 
 if TYPE_CHECKING:
-    from trivium.language.engine import End, Engine, Token
+    from trivium.language.engine import Engine
+    from trivium.language.generation import End, Request, Token
+
+TOP = 5  # alternatives of --logprobs, if it does not say how many
 
 
-@click.command()
+class Completing(click.Command):
+    """`--logprobs` may stand without a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        for place, word in enumerate(args[:end]):
+            if word == "--logprobs" and not "".join(args[place + 1 : place + 2]).isdecimal():
+                args[place] = f"--logprobs={TOP}"
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=Completing)
 @click.argument("text", nargs=-1)
 @options.model
 @click.option("-n", "--max-tokens", type=click.IntRange(1), default=128, show_default=True)
@@ -33,6 +47,32 @@ if TYPE_CHECKING:
 @click.option("--schema", type=click.Path(path_type=Path), help="A JSON schema to follow.")
 @click.option("--regex", metavar="PATTERN", help="A regular expression to match.")
 @click.option("--choice", multiple=True, metavar="TEXT", help="One of these (may be repeated).")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 1024),
+    default=1,
+    metavar="N",
+    help="Draw N texts, with the seeds seed, seed + 1 and so on.",
+)
+@click.option(
+    "--beams",
+    type=click.IntRange(1, 256),
+    metavar="K",
+    help="Search for the likeliest text with K beams; with --samples N, for the N likeliest.",
+)
+@click.option(
+    "--length-penalty",
+    type=float,
+    metavar="X",
+    help="Of --beams: the larger, the longer the text (default: 1).",
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 100),
+    metavar="[K]",
+    help=f"Show how likely each token was, and the K likeliest in its place (default: {TOP}).",
+)
+@click.option("--echo", is_flag=True, help="Show the prompt too; with --logprobs, its tokens.")
 @click.option("--stream/--no-stream", default=True, help="Print as it is made (default).")
 @options.seed
 @options.device
@@ -46,19 +86,18 @@ def complete(text: tuple[str, ...], model: str, **given: Any) -> None:
     trivium complete "The three primary colours are"
     echo "2, 4, 8," | trivium complete -n 12
     trivium complete "The capital of France is" --choice " Paris" --choice " Rome"
+    trivium complete "The capital of France is" -n 3 --echo --logprobs
+    trivium complete "Once upon a time" -t 0.8 --samples 3 --seed 1
 
     The continuation goes to stdout. --schema, --regex and --choice make it well-formed.
     """
     prompt = attachments.check_prompt(" ".join(text) or attachments.read_stdin())
-    if model.startswith("remote:"):
-        raise UsageError(
-            f"{model} is at an endpoint, which answers requests: `trivium run`; give a model on "
-            "this machine with -m to continue a text"
-        )
+    local.require_here(model, "to continue a text")
     with local.needed():
         sampling, grammar = _sampling(given), _grammar(given)
-        engine = _engine(model, given)
-        from trivium.language.engine import End, Request
+    _check(given, drawn=sampling.temperature > 0)
+    engine = local.open_engine(model, device=given["device"], threads=given["threads"])
+    from trivium.language.generation import Request
 
     request = Request(
         engine.tokenizer.encode(prompt, wrap=True),
@@ -66,45 +105,96 @@ def complete(text: tuple[str, ...], model: str, **given: Any) -> None:
         max_tokens=given["max_tokens"],
         stop=given["stop"],
         grammar=grammar,
+        top_logprobs=given["logprobs"],
     )
-    screen = Screen("stream")
-    pieces: list[Token | End] = []
-    start = time.monotonic()
-    with contextlib.closing(engine.generate(request)) as events:  # type: ignore[type-var]
-        for event in events:
-            pieces.append(event)
-            if given["stream"] and not given["as_json"]:
-                screen.show(TextDelta(event.text))
-    end = pieces[-1]
-    assert isinstance(end, End)
-    whole = "".join(piece.text for piece in pieces)
     if given["as_json"]:
-        print_json(_report(engine, end, whole, time.monotonic() - start))
-    elif not given["stream"]:
-        screen.show(TextDelta(whole))
-    screen.end_line()
+        _print_json(engine, request, prompt, given)
+    else:
+        _show(engine, request, prompt, given)
 
 
-def _engine(model: str, given: dict[str, Any]) -> "Engine":
-    from trivium import hub
+def _show(engine: "Engine", request: "Request", prompt: str, given: dict[str, Any]) -> None:
+    from trivium.language.generation import Token
 
-    path = hub.find(model)
-    import torch
+    screen, rows = Screen("stream"), None
+    if request.top_logprobs is not None:
+        known = continuation.prompt_rows(engine, request) if given["echo"] else []
+        rows = Rows(engine.tokenizer)
+        for row in known:
+            rows.show(row)
 
-    from trivium.language.engine import Engine
-    from trivium.models import load
+    def show(event: "Token | End") -> None:
+        if rows is None and given["stream"]:
+            screen.show(TextDelta(event.text))
+        elif rows is not None and isinstance(event, Token):
+            rows.show(Row(event.id, event.logprob, event.top))
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
-    return Engine(load(path, device=given["device"] or "auto"))
+    try:
+        for number, (note, events) in enumerate(_answers(engine, request, given), start=1):
+            if note and given["samples"] > 1:
+                screen.end_line()
+                words = ", ".join(f"{key} {value:.6g}" for key, value in note.items())
+                screen.note(f"[{number}/{given['samples']}, {words}]")
+            if given["echo"] and rows is None:
+                screen.show(TextDelta(prompt))
+            answer = continuation.collect(note, events, show)
+            if rows is None and not given["stream"]:
+                screen.show(TextDelta(answer.text))
+    finally:
+        screen.end_line()
 
 
-def _sampling(given: dict[str, Any]) -> Any:
+def _print_json(engine: "Engine", request: "Request", prompt: str, given: dict[str, Any]) -> None:
+    start, logprobs = time.monotonic(), request.top_logprobs is not None
+    echo: dict[str, Any] = {"prompt": prompt} if given["echo"] else {}
+    if given["echo"] and logprobs:
+        rows = continuation.prompt_rows(engine, request)
+        echo["prompt_logprobs"] = [row.record(engine.tokenizer) for row in rows]
+    answers = [
+        continuation.collect(note, events, lambda event: None)
+        for note, events in _answers(engine, request, given)
+    ]
+    made = continuation.report(engine, answers, logprobs=logprobs)
+    print_json({**made, **echo, "seconds": round(time.monotonic() - start, 3)})
+
+
+def _answers(engine: "Engine", request: "Request", given: dict[str, Any]) -> continuation.Answers:
+    if given["beams"] is None:
+        return continuation.draw(engine, request, given["samples"])
+    penalty = 1.0 if given["length_penalty"] is None else given["length_penalty"]
+    return continuation.search(engine, request, given["beams"], given["samples"], penalty)
+
+
+def _check(given: dict[str, Any], *, drawn: bool) -> None:
+    """Raises UsageError for options that contradict one another."""
+    if given["beams"] is None:
+        if given["length_penalty"] is not None:
+            raise UsageError("--length-penalty is of --beams: give both")
+        if given["samples"] > 1 and not drawn:
+            raise UsageError(
+                f"--samples {given['samples']} would give the same text each time: give a "
+                "--temperature above 0, or --beams"
+            )
+        return
+    context = click.get_current_context()
+    for name in (*_sampler(), "stop"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--beams looks for the likeliest text: {option} has no say in it")
+
+
+def _sampler() -> list[str]:
     from dataclasses import fields
 
     from trivium.language.sampling import Sampling
 
-    return Sampling(**{field.name: given[field.name] for field in fields(Sampling)})
+    return [field.name for field in fields(Sampling)]
+
+
+def _sampling(given: dict[str, Any]) -> Any:
+    from trivium.language.sampling import Sampling
+
+    return Sampling(**{name: given[name] for name in _sampler()})
 
 
 def _grammar(given: dict[str, Any]) -> str | None:
@@ -119,24 +209,4 @@ def _grammar(given: dict[str, Any]) -> str | None:
         return constrain.compile_regex(given["regex"])
     if given["choice"]:
         return constrain.compile_choice(given["choice"])
-    path: Path = given["schema"]
-    try:
-        return constrain.compile_json_schema(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise NotFound(f"no such file: {path}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{path} is not a JSON schema: {error}") from None
-
-
-def _report(engine: "Engine", end: "End", text: str, seconds: float) -> dict[str, Any]:
-    return {
-        "model": engine.language_model.name,
-        "text": text,
-        "finish_reason": end.reason,
-        "usage": {
-            "prompt_tokens": end.prompt_tokens,
-            "completion_tokens": end.completion_tokens,
-            "cached_tokens": end.cached_tokens,
-        },
-        "seconds": round(seconds, 3),
-    }
+    return constrain.compile_json_schema(files.read_json(given["schema"]))

@@ -44,7 +44,7 @@ class Screen:
         self._text = text
         self._held = ""  # the beginning of an escape sequence
         self._last = "\n"  # the last character on stdout
-        self._colour = _coloured(self._err)
+        self._colour = coloured(self._err)
 
     def show(self, event: Event) -> None:
         match event:
@@ -133,7 +133,7 @@ class Screen:
         return f"\x1b[31m{text}\x1b[0m" if self._colour else text
 
 
-def _coloured(stream: TextIO) -> bool:
+def coloured(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -12,6 +12,7 @@ from trivium.cli.console import print_json
 from trivium.cli.render import Screen
 from trivium.cli.session import Session
 from trivium.cli.settings import Settings, session_options
+from trivium.cli.task import TaskSettings, run_task, task_options
 from trivium.errors import Refused, TriviumError, UsageError
 from trivium.llmos.messages import Answer, Failure, ToolCall, ToolResult
 
@@ -24,6 +25,7 @@ from trivium.llmos.messages import Answer, Failure, ToolCall, ToolResult
     "--stream/--no-stream", default=True, help="Print the answer as it is made (default)."
 )
 @options.as_json
+@task_options
 @click.pass_context
 def run(
     context: click.Context,
@@ -32,6 +34,7 @@ def run(
     stream: bool,
     as_json: bool,
     settings: Settings,
+    work: TaskSettings,
 ) -> None:
     """Do one request with tools, print the answer and leave.
 
@@ -39,11 +42,18 @@ def run(
     trivium run "What is 12! / 7?"
     cat notes.txt | trivium run "Summarise this in three lines"
     trivium run -c "and now in French"
+    trivium run --task sentiment "I loved it."
+    trivium run --schema person.json --input people.txt --output people.jsonl
 
     Text on stdin is part of the request. The answer goes to stdout, tool calls and their results
     to stderr. Exit codes: 1 no answer (a budget is spent), 3 an action was refused because nobody
     could be asked, 130 stopped.
+
+    With --task or --schema the answer is JSON, without tools; --input does every text of a file.
     """
+    if work.wanted:
+        run_task(context, request, attach, as_json, settings, work)
+        return
     prompt, attached = _read(request, attach)
     start = time.monotonic()
     screen = Screen("none" if as_json else "stream" if stream else "whole")

@@ -14,6 +14,7 @@ from trivium.cli import options
 from trivium.cli.console import print_json
 from trivium.download import format_size
 from trivium.errors import NotFound, UsageError
+from trivium.files import read_json
 
 # The same number under the names that families of models give it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -99,7 +100,7 @@ def _describe_gguf(path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     text = config.get("text_config")  # models that also see keep the language part here
     if not isinstance(text, dict):
         text = config
@@ -129,7 +130,7 @@ def _template(folder: Path) -> str | None:
     separate, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if separate.is_file():
         return separate.read_text(encoding="utf-8", errors="replace")
-    template = _read_json(settings).get("chat_template") if settings.is_file() else None
+    template = read_json(settings, optional=True).get("chat_template")
     return template if isinstance(template, str) else None
 
 
@@ -158,16 +159,6 @@ def _safetensors(path: Path) -> list[tuple[list[int], str, int]]:
             RecursionError,
         ) as error:
             raise UsageError(f"{path} is a broken safetensors file ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return value
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -1,75 +1,188 @@
-"""Continuous batching: requests of many threads share the decoding steps of one engine.
+"""Continuous batching: the requests of many threads share the steps of one engine.
 
-One worker thread owns the model. Between two steps requests join (their prompt is computed in
-chunks, so that the others go on meanwhile) and leave. A token of a batch costs little more than a
-token alone, because the weights are read once for all; and it is the same token: every sequence has
-its own cache, its own random numbers, and sums that do not depend on its neighbours.
+One thread, the `Worker`, computes: it owns the models, so that nothing else touches their caches
+and no two computations fight for the cores. It goes in rounds. In each, every `Batcher` (the
+requests of one model) takes a turn, and one piece of other work is done (`call`). In its turn a
+batcher
+
+1. drops the requests that nobody waits for any more and takes in new ones;
+2. reads a chunk of their prompts (`Engine.chunk` tokens, whoever they belong to). The prompt with
+   the least left to read and the one that came first are served by turns, so that short prompts
+   pass long ones and long ones still get on;
+3. makes one step, a token or more for everybody else.
+
+So however many come, and however long their prompts, between two tokens of an answer lie a chunk, a
+step of each model and one piece of other work. A token of a batch costs little more than a token
+alone, because the weights are read once for all; and it is the same token: every sequence has its
+own cache and its own random numbers, prompts are cut in the same places, and a row of a step does
+not depend on its neighbours.
 """
 
 import contextlib
-import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from trivium.errors import TriviumError
-from trivium.language.engine import End, Engine, Request, Run, Token
+from trivium.language.constrain import Constraint
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request, Run, Token
 
+T = TypeVar("T")
+Events = Sequence[Token | End]
+Tell = Callable[[Events | Exception], None]
 BATCH = 16  # sequences in one step
 
 
-class Batcher:
-    """`generate` as an engine has it, for any number of threads. `close` ends the worker.
+class Cancelled(TriviumError):
+    """Nobody waits for the answer any more."""
 
-    At most `batch` requests run at once; the others wait in the order they came.
+
+class Worker:
+    """The thread that computes, for any number of batchers. `close` ends it."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()  # there may be something to do
+        self._batchers: list[Batcher] = []
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="trivium-compute", daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], T]) -> "Future[T]":
+        """Have `function` computed between two steps; others wait meanwhile, so let it be short.
+
+        Calls are made in the order they came, one in a round. Raises TriviumError after `close`.
+        """
+        future: Future[T] = Future()
+        with self.changed:
+            if self._closed:
+                raise TriviumError("the engine is shutting down")
+            self._calls.append((function, future))
+            self.changed.notify()
+        return future
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises, computed between two steps."""
+        if threading.current_thread() is self._thread:
+            return function()
+        return self.submit(function).result()
+
+    def close(self) -> None:
+        """End the thread; what still waits for it is told. May be called twice."""
+        with self.changed:
+            self._closed = True
+            self.changed.notify()
+        self._thread.join()
+
+    def add(self, batcher: "Batcher") -> None:
+        with self.changed:
+            self._batchers.append(batcher)
+
+    def remove(self, batcher: "Batcher") -> None:
+        with self.changed:
+            self._batchers.remove(batcher)
+
+    def _work(self) -> None:
+        while self._due():
+            for batcher in list(self._batchers):
+                batcher.turn()
+            if self._calls:
+                _compute(*self._calls.popleft())
+        shut = TriviumError("the engine was shut down")
+        for _, future in self._calls:
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(shut)
+        for batcher in list(self._batchers):
+            batcher.cut()
+
+    def _due(self) -> bool:
+        """Sleep while there is nothing to do; False when the worker is to end."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self._closed or self._calls or any(b.busy for b in self._batchers)
+            )
+            return not self._closed
+
+
+def _compute(function: Callable[[], Any], future: "Future[Any]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+class Batcher:
+    """The requests of one model. At most `batch` are answered at once; the others wait in line.
+
+    `generate` is that of an engine, for any number of threads. Without a `worker` it has one of its
+    own, which ends with it.
     """
 
-    def __init__(self, engine: Engine, batch: int = BATCH) -> None:
+    def __init__(self, engine: Engine, batch: int = BATCH, *, worker: Worker | None = None) -> None:
         self.engine = engine
+        self.worker = worker or Worker()
+        self._owns_worker = worker is None
         self._batch = batch
         self._waiting: deque[_Job] = deque()
-        self._changed = threading.Condition()
+        self._active: list[_Job] = []
+        self._oldest_first = False
         self._closed = False
-        self._running = 0
-        self._worker = threading.Thread(target=self._work, name="trivium-batcher", daemon=True)
-        self._worker.start()
+        self.worker.add(self)
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many requests run, and how many wait."""
-        return self._running, len(self._waiting)
+        """How many requests are being answered, and how many wait."""
+        return len(self._active), len(self._waiting)
 
-    def generate(self, request: Request) -> Iterator[Token | End]:
-        """As `Engine.generate`. Closing the iterator takes the request out of the batch."""
-        self.engine.room(request.prompt, request.max_tokens)  # say so at once, in this thread
-        job = _Job(request)
-        with self._changed:
+    @property
+    def busy(self) -> bool:
+        return bool(self._active or self._waiting)
+
+    def run(self, request: Request, constraint: Constraint | None = None) -> Run:
+        """The request, ready for `submit`; in the thread of who asks, since it may take a while.
+
+        Raises ContextOverflow and UsageError.
+        """
+        return Run(self.engine, request, constraint)
+
+    def submit(
+        self, run: Run, tell: Tell, left: threading.Event | None = None
+    ) -> "Callable[[], None]":
+        """Let `run` join. Returns a function that takes it out again; so does setting `left`.
+
+        `tell` is called by the worker, at most twice a round: with the tokens made since, the last
+        time with the End or with what went wrong. It must be quick.
+        """
+        job = _Job(run, tell, left or threading.Event())
+        with self.worker.changed:
             if self._closed:
                 raise TriviumError("the engine is shutting down")
             self._waiting.append(job)
-            self._changed.notify()
-        return self._events(job)
+            self.worker.changed.notify()
+        return job.cancelled.set
 
-    def _events(self, job: "_Job") -> Iterator[Token | End]:
-        try:
-            while True:
-                event = job.events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-                if isinstance(event, End):
-                    return
-        finally:
-            job.cancelled.set()
+    def generate(self, request: Request, left: threading.Event | None = None) -> "Stream":
+        """As `Engine.generate`, but begun at once. Closing the iterator takes the request out of
+        the batch. When `left` is set, it ends with `Cancelled`.
+        """
+        return Stream(self, self.run(request), left)
 
     def close(self) -> None:
-        """Cut all requests and end the worker. May be called twice."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._worker.join()
+        """Cut all requests. May be called twice."""
+        if self._owns_worker:
+            self.worker.close()
+        elif not self._closed:
+            with contextlib.suppress(TriviumError):  # the worker is closed: it has cut them
+                self.worker.call(self.cut)
+            self.worker.remove(self)
+        self._closed = True
 
     def __enter__(self) -> "Batcher":
         return self
@@ -77,87 +190,140 @@ class Batcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- the worker -----------------------------------------------------------------------------
+    # -- on the worker's thread -----------------------------------------------------------------
 
-    def _work(self) -> None:
-        active: list[_Job] = []
-        while self._admit(active):
-            self._advance(active)
-        for job in itertools.chain(active, self._waiting):
-            job.events.put(TriviumError("the engine was shut down"))
-
-    def _admit(self, active: list["_Job"]) -> bool:
-        """Drop who left, take in who waits; sleep while there is nothing to do."""
-        with self._changed:
-            while True:
-                for job in [job for job in active if job.cancelled.is_set()]:
-                    self._end(job, active)
-                while self._waiting and len(active) < self._batch:
-                    job = self._waiting.popleft()
-                    if not job.cancelled.is_set():
-                        active.append(job)
-                self._running = len(active)
-                if self._closed:
-                    return False
-                if active:
-                    return True
-                self._changed.wait()
-
-    def _advance(self, active: list["_Job"]) -> None:
-        """A chunk of the prompt for a newcomer, a token for everybody else."""
-        due = []
-        for job in list(active):
-            with self._reporting(job, active):
-                if job.run is None:
-                    job.run = Run(self.engine, job.request)
-                if job.run.made:
-                    due.append(job.run)
-                elif job.run.read_prompt():
-                    self._choose(job, active)
-        if due:
-            self._step(due, active)
-
-    def _step(self, due: list[Run], active: list["_Job"]) -> None:
-        jobs = [job for job in active if job.run in due]
+    def turn(self) -> None:
+        """What the batcher does in a round. Never raises: who asked is told what went wrong."""
         try:
-            self.engine.advance(due)
-        except Exception as error:  # of all of them: who is to blame is not known
-            for job in jobs:
-                job.events.put(error)
-                self._end(job, active)
-            return
-        for job in jobs:
-            with self._reporting(job, active):
-                self._choose(job, active)
+            self._admit()
+            self._read_prompts()
+            self._deliver()
+            if due := [job for job in self._active if job.run.made]:
+                self._step(due)
+                self._deliver()
+        except Exception as error:
+            for job in list(self._active):
+                self._fail(job, error)
 
-    def _choose(self, job: "_Job", active: list["_Job"]) -> None:
-        assert job.run is not None
+    def cut(self) -> None:
+        """End all requests with an error."""
+        with self.worker.changed:
+            self._closed = True
+            jobs = [*self._active, *self._waiting]
+            self._waiting.clear()
+        for job in jobs:
+            self._fail(job, TriviumError("the engine was shut down"))
+
+    def _admit(self) -> None:
+        """Drop who left, take in who waits."""
+        with self.worker.changed:
+            gone = [job for job in (*self._active, *self._waiting) if job.gone]
+            self._waiting = deque(job for job in self._waiting if job not in gone)
+        for job in gone:
+            self._fail(job, Cancelled("nobody waits for this answer"))
+        while len(self._active) < self._batch and self._waiting:
+            job = self._waiting.popleft()
+            self._active.append(job)
+            with self._reporting(job):
+                job.run.join()
+
+    def _read_prompts(self) -> None:
+        """A chunk, or as many short prompts as are one together."""
+        room = self.engine.chunk
+        while job := self._newcomer():
+            size = min(job.run.unread, self.engine.chunk)
+            if size > room:
+                return
+            room -= size
+            self._oldest_first = not self._oldest_first
+            with self._reporting(job):
+                if job.run.read_prompt():
+                    self._choose(job)
+
+    def _newcomer(self) -> "_Job | None":
+        """Whose prompt is to be read next."""
+        new = [job for job in self._active if not job.run.made and not job.gone]
+        if not new:
+            return None
+        return new[0] if self._oldest_first else min(new, key=lambda job: job.run.unread)
+
+    def _step(self, due: list["_Job"]) -> None:
+        try:
+            self.engine.advance([job.run for job in due])
+        except Exception as error:  # of all of them: who is to blame is not known
+            for job in due:
+                self._fail(job, error)
+            return
+        for job in due:
+            with self._reporting(job):
+                self._choose(job)
+
+    def _choose(self, job: "_Job") -> None:
         for event in job.run.choose():
-            job.events.put(event)
-        if job.run.ended:
-            self._end(job, active)
+            job.fresh.append(event)
 
     @contextlib.contextmanager
-    def _reporting(self, job: "_Job", active: list["_Job"]) -> Iterator[None]:
+    def _reporting(self, job: "_Job") -> Iterator[None]:
         """An error of one request is its own, and nobody else's."""
         try:
             yield
         except Exception as error:
-            job.events.put(error)
-            self._end(job, active)
+            self._fail(job, error)
 
-    def _end(self, job: "_Job", active: list["_Job"]) -> None:
-        if job.run is not None:
-            job.run.close()
-        if job in active:
-            active.remove(job)
+    def _deliver(self) -> None:
+        """Tell what was made, all at once: who listens wakes up while the next step is computed."""
+        for job in [job for job in self._active if job.fresh]:
+            fresh, job.fresh = job.fresh, []
+            if job.run.ended:
+                self._end(job)
+            job.tell(fresh)
+
+    def _fail(self, job: "_Job", error: Exception) -> None:
+        self._end(job)
+        if job.fresh:
+            job.tell(job.fresh)
+        job.tell(error)
+
+    def _end(self, job: "_Job") -> None:
+        job.run.close()
+        if job in self._active:
+            self._active.remove(job)
 
 
 @dataclass(eq=False)
 class _Job:
-    request: Request
-    run: Run | None = None
-    events: "queue.SimpleQueue[Token | End | BaseException]" = field(
-        default_factory=queue.SimpleQueue
-    )
+    run: Run
+    tell: Tell
+    left: threading.Event  # may be shared with other jobs of the same answer
     cancelled: threading.Event = field(default_factory=threading.Event)
+    fresh: list[Token | End] = field(default_factory=list)
+
+    @property
+    def gone(self) -> bool:
+        return self.cancelled.is_set() or self.left.is_set()
+
+
+class Stream(Iterator[Token | End]):
+    """What a request made and makes, for a thread that waits for it."""
+
+    def __init__(self, batcher: Batcher, run: Run, left: threading.Event | None) -> None:
+        self._inbox: queue.SimpleQueue[Events | Exception] = queue.SimpleQueue()
+        self._ready: deque[Token | End] = deque()
+        self._ended = False
+        self.close = batcher.submit(run, self._inbox.put, left)
+
+    def __next__(self) -> Token | End:
+        if not self._ready:
+            if self._ended:
+                raise StopIteration
+            events = self._inbox.get()
+            if isinstance(events, Exception):
+                self._ended = True
+                raise events
+            self._ready.extend(events)
+            self._ended = isinstance(events[-1], End)
+        return self._ready.popleft()
+
+    def __del__(self) -> None:
+        if hasattr(self, "close"):  # it was submitted
+            self.close()

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from trivium.errors import TriviumError, UsageError
+from trivium.files import read_json
 from trivium.language.sandboxed_jinja import Program
 from trivium.language.tokenizer import Tokenizer
-from trivium.language.tokenizer_json import read_json, read_text
+from trivium.language.tokenizer_json import read_text
 
 _PROBE = "trivium_probe"
 _DUMMY_TOOL = {
@@ -68,8 +69,8 @@ class ChatTemplate:
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate | None":
         """The template of a Hugging Face folder; None if it has none."""
-        config = read_json(folder / "tokenizer_config.json")
-        special = read_json(folder / "special_tokens_map.json")
+        config = read_json(folder / "tokenizer_config.json", optional=True)
+        special = read_json(folder / "special_tokens_map.json", optional=True)
         source = config.get("chat_template")
         named = folder / "chat_template.jinja"
         if named.is_file():

@@ -182,8 +182,15 @@ class Constraint:
         self._sound()
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, if there is no choice; they are not accepted yet."""
+        """The tokens that must come next, if there is no choice; they are not accepted yet.
+
+        Of each of them in turn `mask` leaves nothing else.
+        """
         return self._matcher.compute_ff_tokens()
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` may follow one after the other. None of them is accepted."""
+        return self._matcher.validate_tokens(list(tokens))
 
     def fork(self) -> "Constraint":
         """A copy that goes its own way from here."""

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium import hub
-from trivium.checkpoint import read_json
 from trivium.errors import UsageError
+from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
 from trivium.language.pretrained import Precision, pick_device, read_folder, read_gguf
 from trivium.language.tokenizer import Tokenizer

@@ -8,68 +8,31 @@ Cached and uncached decoding give the same logits, up to the order of summation.
 T tokens, V vocabulary.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trivium.errors import UsageError
-from trivium.language.constrain import Constrainer, Constraint, Grammar
+from trivium.language.constrain import Constrainer
+from trivium.language.generation import End, Request, Run, Token
 from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import LanguageModel
-from trivium.language.sampling import Sampling, log_probabilities, make_generator, next_token
+from trivium.language.sampling import log_probabilities
 from trivium.language.slots import Slot, Slots
-from trivium.language.tokenizer import StopStrings, StreamDecoder
 
-PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt
+# Tokens of a prompt that are read at once. It bounds the memory of a long prompt, and how long the
+# others of a batch wait; on a CPU more tokens together are no faster.
+CPU_CHUNK, GPU_CHUNK = 128, 512
+DRAFT_ROWS = 16  # tokens read in one step, drafts among them
+FEW_RUNS = 8  # from here on a step is busy enough without drafts
 FEATURE_BATCH = 32  # texts
 
 
 class ContextOverflow(UsageError):
     """The prompt does not fit the model's context. Nothing is ever cut silently."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate. `max_tokens` None: up to the end of the context."""
-
-    prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    grammar: Grammar | None = None  # see trivium.language.constrain
-    top_logprobs: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added before anything else
-
-
-@dataclass(frozen=True)
-class Token:
-    """One step of generation. `text` is what became certain with it, possibly nothing.
-
-    `logprob` and `top` (pairs of id and log-probability) are given when the request asks for them;
-    they are those of the model, before temperature and penalties.
-    """
-
-    id: int
-    text: str
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of generation: "stop" (end token, stop string, constraint satisfied) or "length"."""
-
-    reason: Literal["stop", "length"]
-    text: str  # what the decoder still held back
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
 
 
 class Engine:
@@ -81,7 +44,11 @@ class Engine:
         self.tokenizer = language_model.tokenizer
         self.context = self.model.config.context
         self.slots = Slots()
+        self.chunk = CPU_CHUNK if language_model.device.type == "cpu" else GPU_CHUNK
         self._native = NativeStep.of(self.model)
+        # Whether the logits of `extend` are the same to the bit however many tokens it reads at
+        # once. Only then are drafts read: otherwise a near tie could fall the other way.
+        self.exact_rows = self._native is not None
 
     @cached_property
     def constrainer(self) -> Constrainer:
@@ -114,11 +81,14 @@ class Engine:
         finally:
             run.close()
 
-    def advance(self, runs: Sequence["Run"]) -> None:
-        """One step for all of `runs`: read the token that each of them chose last."""
-        logits = self.step([run.made[-1] for run in runs], [run.slot for run in runs])
-        for run, row in zip(runs, logits, strict=True):
-            run.logits = row
+    def advance(self, runs: Sequence[Run]) -> None:
+        """One step for all of `runs`: read the token that each of them chose last, and drafts of
+        what may follow it, as long as there is room for them in the step."""
+        few = self.exact_rows and len(runs) < FEW_RUNS
+        drafts = DRAFT_ROWS // len(runs) - 1 if few else 0
+        ids = [run.pending(drafts) for run in runs]
+        for run, logits in zip(runs, self.extend([run.slot for run in runs], ids), strict=True):
+            run.logits = logits
 
     def room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """How many tokens may follow `prompt`. Raises ContextOverflow, or UsageError if it is
@@ -161,7 +131,7 @@ class Engine:
             raise UsageError("a continuation to be scored is empty")
         values = [float(first[continuation[0]])]
         if len(continuation) > 1:
-            rest = self._forward(slot, list(continuation[:-1]), every=True)
+            (rest,) = self.extend([slot], [continuation[:-1]])
             for logits, token in zip(rest, continuation[1:], strict=True):
                 values.append(float(log_probabilities(logits)[token]))
             slot.truncate(start)
@@ -197,41 +167,41 @@ class Engine:
         return logits
 
     def read_chunk(self, slot: Slot, prompt: Sequence[int]) -> Tensor | None:
-        """Compute the next chunk; the logits (V,) when it was the last one.
-
-        Where there are native steps, the last token is one of them: whether the tokens before it
-        were in the cache or not, its logits are the same to the bit.
-        """
+        """Compute the next chunk; the logits (V,) when it was the last one."""
         done = len(slot.ids)
-        if self._native is not None and done and done == len(prompt) - 1:
-            return self.step(prompt[-1:], [slot])[0]
-        end = len(prompt) - (self._native is not None and len(prompt) > 1)
-        chunk = list(prompt[done : min(done + PREFILL_CHUNK, end)])
+        chunk = list(prompt[done : done + self.chunk])
         logits = self._forward(slot, chunk)
         return logits[-1] if done + len(chunk) == len(prompt) else None
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int], slots: Sequence[Slot]) -> list[Tensor]:
-        """Append one token to each slot; logits (V,) of each. The slots are not empty."""
-        if self._native is None:
-            return [
-                self._forward(slot, [token])[-1] for token, slot in zip(tokens, slots, strict=True)
-            ]
+    def extend(self, slots: Sequence[Slot], ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Append some tokens to each slot, at least one; float32 logits (T, V) after each of them.
+
+        No slot may be given twice, and none may be empty. After an error all are as they were.
+        """
+        before = [len(slot.ids) for slot in slots]
         try:
-            logits = self._native(tokens, [slot.cache for slot in slots])
-            for token, slot in zip(tokens, slots, strict=True):
-                slot.ids.append(token)
+            if self._native is None:
+                pairs = zip(slots, ids, strict=True)
+                return [self._forward(slot, list(new), every=True) for slot, new in pairs]
+            logits = self._native.extend(ids, [slot.cache for slot in slots], every=True)
+            for slot, new in zip(slots, ids, strict=True):
+                slot.ids += new
+            return list(logits.split_with_sizes([len(new) for new in ids]))
         except BaseException:
-            for slot in slots:
-                slot.truncate(min(len(slot.ids), slot.cache.length))
+            for slot, length in zip(slots, before, strict=True):
+                slot.truncate(length)
             raise
-        return list(logits)
 
     @torch.inference_mode()
     def _forward(self, slot: Slot, ids: list[int], *, every: bool = False) -> Tensor:
         """Append `ids` to the slot; float32 logits (T, V) after each of them, or (1, V)."""
-        batch = torch.tensor([ids], device=self.language_model.device)
         try:
+            if self._native is not None:
+                logits = self._native.extend([ids], [slot.cache], every=every)
+                slot.ids += ids
+                return logits
+            batch = torch.tensor([ids], device=self.language_model.device)
             features = self.model.features(batch, slot.cache)[0]
         except BaseException:
             # Cut short (Ctrl-C, out of memory): the cache is as long as its tokens say.
@@ -239,101 +209,3 @@ class Engine:
             raise
         slot.ids += ids
         return self.model.logits(features if every else features[-1:]).float()
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small work between two steps: PyTorch's helpers would spin on, against those of the step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
-    """The logits (V,) with `bias` added to some tokens'. The input is left as it is."""
-    if not bias:
-        return logits
-    ids = torch.tensor(list(bias), device=logits.device)
-    values = torch.tensor(list(bias.values()), device=logits.device, dtype=logits.dtype)
-    return logits.index_add(0, ids, values)
-
-
-class Run:
-    """One request on its way: its slot, its random numbers, and what it has made so far.
-
-    Read the prompt until `read_prompt` says that it is done; then `choose` a token and let the
-    engine `advance`, in turn, until `ended`. `close` gives the slot back.
-    """
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine, self._request = engine, request
-        self._prompt = list(request.prompt)
-        self._room = engine.room(self._prompt, request.max_tokens)
-        self._decoder = StreamDecoder(engine.tokenizer)
-        self._stops = StopStrings(request.stop)
-        self._random = make_generator(request.sampling.seed)
-        self._constraint: Constraint | None = None
-        if request.grammar is not None:
-            self._constraint = engine.constrainer.start(request.grammar)
-        self.made: list[int] = []
-        self.logits: Tensor | None = None  # (V,), after the last token read
-        self.ended = False
-        self.slot, self._cached = engine.slots.acquire(self._prompt)
-
-    def read_prompt(self) -> bool:
-        """Compute the next chunk of the prompt; True when all of it has been read."""
-        if self.logits is None:
-            self.logits = self._engine.read_chunk(self.slot, self._prompt)
-        return self.logits is not None
-
-    def choose(self) -> Iterator[Token | End]:
-        """Draw the next token; it is followed by an End if it is the last one."""
-        with one_thread():
-            token = self._draw()
-        self.made.append(token.id)
-        if token.id in self._engine.tokenizer.stop_ids:
-            yield self._end("stop")
-            return
-        text, stopped = self._stops.push(self._decoder.push(token.id))
-        yield replace(token, text=text)
-        if stopped:
-            yield self._end("stop", flush=False)
-        elif self._constraint is not None and self._constraint.finished:
-            yield self._end("stop")
-        elif len(self.made) == self._room:
-            yield self._end("length")
-
-    def close(self) -> None:
-        """Give the slot back. May be called twice."""
-        if self.slot.busy:
-            self._engine.slots.release(self.slot)
-        self.ended = True
-
-    def _draw(self) -> Token:
-        request, logits = self._request, self.logits
-        assert logits is not None
-        allowed = biased(logits, request.logit_bias)
-        if self._constraint is not None:
-            allowed = self._constraint.mask(allowed.clone())
-        chosen = next_token(
-            allowed, request.sampling, self.made, self._random, prompt=request.prompt
-        )
-        if self._constraint is not None:
-            self._constraint.accept(chosen)
-        if request.top_logprobs is None:
-            return Token(chosen, "")
-        logprobs = log_probabilities(logits)
-        top = torch.topk(logprobs, min(request.top_logprobs, len(logprobs)))
-        pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        return Token(chosen, "", float(logprobs[chosen]), pairs)
-
-    def _end(self, reason: Literal["stop", "length"], *, flush: bool = True) -> End:
-        self.ended = True
-        rest = ""
-        if flush:
-            rest, _ = self._stops.push(self._decoder.flush())
-            rest += self._stops.flush()
-        return End(reason, rest, len(self._prompt), len(self.made), self._cached)

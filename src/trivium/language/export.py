@@ -253,7 +253,7 @@ def _gguf_kind(value: Any) -> tuple[Any, ...]:
 
 def _exact(model: LanguageModel | Embedder) -> Transformer:
     """The model, on condition that its weights are its own numbers and no rounded copy."""
-    rounded = any(name.endswith((".scale", ".blocks")) for name, _ in model.model.named_buffers())
+    rounded = any(name.endswith((".scale", ".panels")) for name, _ in model.model.named_buffers())
     if rounded:
         raise UsageError(
             f"{model.name} was loaded with rounded weights, which are no longer the model's own: "

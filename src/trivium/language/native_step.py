@@ -1,50 +1,68 @@
-"""One decoding step in native code, for Llama-like models whose weights are packed.
+"""Llama-like models with packed weights, computed by one call of native code for all layers.
 
-The step reads and writes the same `KVCache` as the PyTorch path, so that a prompt can be computed
-by the one (a matrix product) and continued by the other (products with one row).
+A call takes some tokens of each of several sequences: a prompt, one token each of a batch, or both.
+Every token's logits are computed by the same sums whatever else is in the call, so that a text read
+at once, in pieces or token by token has the same logits to the bit.
+
+Activations are rounded to 8 bits by blocks of 32 before a product; to 16 where they make queries,
+keys, values and logits, which suffer most (two thirds of the divergence from float32 comes from
+there). The stream is float32; keys and values are kept in half precision in the `KVCache` of each sequence.
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trivium.language.transformer import Block, Transformer
+from trivium.language.transformer import Block, SandwichBlock, Scaled, Transformer
 from trivium.nn import native
 from trivium.nn.attention import KVCache, SelfAttention
-from trivium.nn.mlp import SwiGLU
+from trivium.nn.mlp import GeGLU, SwiGLU
 from trivium.nn.norms import QKNorm, RMSNorm
 from trivium.nn.packed import PackedLinear
-from trivium.nn.positions import Rotary, frequencies, rotate
+from trivium.nn.positions import (
+    Rotary,
+    WindowedRotary,
+    frequencies,
+    rotate,
+    rotate_full,
+    rotate_window,
+)
+
+ACTIVATIONS = {SwiGLU: 0, GeGLU: 1}
+QUERIES, WIDEST = 32, 256  # of a unit of attention, as attention.h has them
 
 
 class NativeStep:
-    """Continues several sequences by one token each. Made by `of`, which knows what it can
-    serve."""
+    """Continues several sequences. Made by `of`, which knows what it can serve."""
 
     def __init__(self, model: Transformer, library: ctypes.CDLL) -> None:
         self._library = library
-        config = model.config
         self._kept: list[Tensor] = []  # what the structure points into
+        config, attention = model.config, _attention(model.layers[0])
         self._layers = (native.Layer * config.layers)(*map(self._layer, model.layers))
-        head_dim = config.head_dim or config.width // config.heads
         embedding, head = _ends(model)
+        self._shape = (config.layers, attention.groups, attention.head_dim)
         self._model = native.Model(
             config.layers,
             config.width,
-            config.heads,
-            config.groups or config.heads,
-            head_dim,
+            attention.heads,
+            attention.groups,
+            attention.head_dim,
             config.hidden,
             config.vocab_size,
+            ACTIVATIONS[type(_mlp(model.layers[0]))],
             config.norm_eps,
+            attention.head_dim**-0.5 if attention.scale is None else attention.scale,
+            model.stem.factor if isinstance(model.stem, Scaled) else 1.0,
             self._pointer(model.get_parameter("norm.weight")),
-            self._pointer(frequencies(head_dim, config.rope_base, config.rope_scaling)),
+            *(None if theta is None else self._pointer(theta) for theta in _angles(model)),
             ctypes.cast(self._layers, ctypes.POINTER(native.Layer)),
             embedding.matrix(),
-            head.matrix(),
+            head.matrix(fine=True),
         )
         self._source = model  # its modules own the weights
 
@@ -54,53 +72,83 @@ class NativeStep:
         library = native.library()
         if library is None or not all(map(_known, model.layers)):
             return None
-        parts = (*map(type, _ends(model)), type(model.position), type(model.stem), type(model.norm))
-        if parts != (PackedLinear, PackedLinear, Rotary, nn.Identity, RMSNorm):
+        if tuple(map(type, _ends(model))) != (PackedLinear, PackedLinear):
+            return None
+        known = (Rotary, WindowedRotary), (nn.Identity, Scaled), (RMSNorm,)
+        parts = (model.position, model.stem, model.norm)
+        if not all(type(part) in kinds for part, kinds in zip(parts, known, strict=True)):
             return None
         return cls(model, library)
 
     def __call__(self, tokens: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
-        """Append a token to each cache; float32 logits (B, V). No cache may be empty or be given
-        twice."""
-        count = len(tokens)
-        self._library.trivium_threads(torch.get_num_threads())
-        logits = torch.empty(count, self._model.vocab)
-        token = torch.tensor(tokens, dtype=torch.int64)
-        position = torch.tensor([cache.length for cache in caches], dtype=torch.int32)
-        stores = [cache.reserve(1) for cache in caches]
-        table = (native.Cache * (self._model.layers * count))(
+        """Append a token to each cache; float32 logits (B, V)."""
+        return self.extend([[token] for token in tokens], caches)
+
+    def extend(
+        self, ids: Sequence[Sequence[int]], caches: Sequence[KVCache], *, every: bool = False
+    ) -> Tensor:
+        """Append some tokens to each cache, at least one. No cache may be given twice.
+
+        Returns float32 logits (B, V) after the last token of each sequence; with `every`, those
+        after each token, one sequence after the other.
+        """
+        count = len(caches)
+        token, sequence = array("q"), array("i")
+        position, wanted = array("i"), array("i")
+        for i, (new, cache) in enumerate(zip(ids, caches, strict=True)):
+            token.extend(new)
+            sequence.extend([i] * len(new))
+            position.extend(range(cache.length, cache.length + len(new)))
+            wanted.append(len(token) - 1)
+        if every:
+            wanted = array("i", range(len(token)))
+        stores = [
+            cache.reserve(len(new), *self._shape) for new, cache in zip(ids, caches, strict=True)
+        ]
+        layers = range(self._model.layers)
+        table = (native.Cache * (len(layers) * count))(
             *(
                 native.Cache(store[i][0].data_ptr(), store[i][1].data_ptr(), store[i].shape[3])
-                for i in range(self._model.layers)
+                for i in layers
                 for store in stores
             )
         )
-        failed = self._library.trivium_step(
+        logits = torch.empty(len(wanted), self._model.vocab)
+        self._library.trivium_threads(torch.get_num_threads())
+        failed = self._library.trivium_forward(
             ctypes.byref(self._model),
+            len(token),
+            *map(_address, (token, sequence, position)),
             count,
-            ctypes.c_void_p(token.data_ptr()),
-            ctypes.c_void_p(position.data_ptr()),
             table,
+            len(wanted),
+            _address(wanted),
             ctypes.c_void_p(logits.data_ptr()),
         )
         if failed:
-            raise MemoryError("no memory for a decoding step")
-        for cache in caches:
-            cache.advance(1)
+            raise MemoryError(f"no memory to read {len(token)} tokens")
+        for new, cache in zip(ids, caches, strict=True):
+            cache.advance(len(new))
         return logits
 
     def _layer(self, block: Any) -> native.Layer:
         attention = block.attention
         norm = attention.qk_norm if isinstance(attention.qk_norm, QKNorm) else None
+        norms = {"attention_norm": block.attention_norm.weight, "mlp_norm": block.mlp_norm.weight}
+        if norm is not None:
+            norms |= {"q_norm": norm.q, "k_norm": norm.k}
+        if isinstance(block, SandwichBlock):
+            norms |= {
+                "attention_post_norm": block.attention_post_norm.weight,
+                "mlp_post_norm": block.mlp_post_norm.weight,
+            }
         return native.Layer(
-            self._pointer(block.attention_norm.weight),
-            self._pointer(block.mlp_norm.weight),
-            None if norm is None else self._pointer(norm.q),
-            None if norm is None else self._pointer(norm.k),
-            attention.qkv.matrix(),
-            attention.out.matrix(),
-            block.mlp.gate_up.matrix(),
-            block.mlp.down.matrix(),
+            **{name: self._pointer(weight) for name, weight in norms.items()},
+            window=attention.window or 0,
+            qkv=attention.qkv.matrix(fine=True),
+            out=attention.out.matrix(),
+            gate_up=block.mlp.gate_up.matrix(),
+            down=block.mlp.down.matrix(),
         )
 
     def _pointer(self, tensor: Tensor) -> int:
@@ -109,20 +157,52 @@ class NativeStep:
         return own.data_ptr()
 
 
+def _address(numbers: array) -> ctypes.c_void_p:
+    return ctypes.c_void_p(numbers.buffer_info()[0])
+
+
+def _attention(block: Any) -> SelfAttention:
+    found: SelfAttention = block.attention
+    return found
+
+
+def _mlp(block: Any) -> nn.Module:
+    found: nn.Module = block.mlp
+    return found
+
+
 def _ends(model: Transformer) -> tuple[Any, Any]:
     """The embedding and the head."""
     return model.embedding, model.embedding if model.head is None else model.head
 
 
+def _angles(model: Transformer) -> tuple[Tensor, Tensor | None]:
+    """The angles per position of layers that see everything, and of those with a window."""
+    position: Any = model.position
+    kinds = (
+        [position, position] if isinstance(position, Rotary) else [position.full, position.window]
+    )
+    full, window = (frequencies(r.head_dim, r.base, r.scaling) for r in kinds)
+    return full, window
+
+
 def _known(block: Any) -> bool:
     """Whether every part of the block is one that the kernels compute."""
-    parts = (block.attention_norm, block.mlp_norm, block.attention, block.mlp)
-    if tuple(map(type, (block, *parts))) != (Block, RMSNorm, RMSNorm, SelfAttention, SwiGLU):
+    if type(block) not in (Block, SandwichBlock) or type(block.attention) is not SelfAttention:
+        return False
+    if type(block.mlp) not in ACTIVATIONS or type(block.attention_norm) is not RMSNorm:
         return False
     attention = block.attention
-    if not attention.causal or attention.window is not None or attention.scale is not None:
-        return False
-    if attention.turn is not rotate or type(attention.qk_norm) not in (nn.Identity, QKNorm):
-        return False
-    linears = (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down)
-    return all(isinstance(linear, PackedLinear) for linear in linears)
+    turn = (rotate, rotate_full if attention.window is None else rotate_window)
+    return (
+        attention.causal
+        and attention.turn in turn
+        and type(attention.qk_norm) in (nn.Identity, QKNorm)
+        and attention.head_dim % 16 == 0
+        and attention.head_dim <= WIDEST
+        and attention.heads // attention.groups <= QUERIES
+        and all(
+            isinstance(linear, PackedLinear)
+            for linear in (attention.qkv, attention.out, block.mlp.gate_up, block.mlp.down)
+        )
+    )

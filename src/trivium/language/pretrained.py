@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trivium.checkpoint import GGUFTensors, SafetensorsFolder, expand, fill, read_json
+from trivium.checkpoint import GGUFTensors, SafetensorsFolder, expand, fill
 from trivium.errors import UsageError
+from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family

@@ -4,17 +4,25 @@ The steps and their order are those of transformers' generate(): repetition pena
 2019), frequency and presence penalty (OpenAI), temperature, top-k (Fan et al. 2018), top-p
 (Holtzman et al. 2020), min-p (Nguyen et al. 2024). Temperature 0 takes the best token.
 
+The work is done in NumPy: a row of logits fits into a core's cache, and its operations start in a
+tenth of the time of PyTorch's, which counts where sixteen rows are drawn from after every step.
+
 V vocabulary, K tokens that are still possible.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trivium.errors import TriviumError, UsageError
+
+BLOCK = 512  # weights
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -90,19 +98,15 @@ def next_token(
     Raises TriviumError for logits that hold NaN or leave no token possible.
     """
     if sampling.temperature == 0:
-        logits = penalised(logits, sampling, history, prompt)
-        best = _best(logits)
-        return int((logits == best).nonzero()[0, 0])  # of equals, the lowest id
+        scores = penalised(logits, sampling, history, prompt)
+        best = int(scores.argmax())  # of equals, the lowest id; NaN counts as the greatest
+        _check_best(scores[best])
+        return best
     ids, weights = _candidates(logits, sampling, history, prompt)
-    # One uniform number against the running sum, in double precision and in the order of the ids:
-    # the same token for the same seed, whatever the number of threads.
-    running = weights.cumsum(0, dtype=torch.float64)
     if generator is None:
         generator = make_generator(sampling.seed)
-    point = torch.rand((), dtype=torch.float64, generator=generator) * running[-1]
-    place = torch.searchsorted(running, point, right=True)
-    last = torch.searchsorted(running, running[-1])  # should rounding lift the point to the end
-    return int(ids[torch.minimum(place, last)])
+    share = float(torch.rand((), dtype=torch.float64, generator=generator))
+    return int(ids[_place(weights, share)])
 
 
 def distribution(
@@ -116,64 +120,77 @@ def distribution(
         best = next_token(logits, sampling, history, prompt=prompt)
         return torch.tensor([best]), torch.ones(1, dtype=torch.float64)
     ids, weights = _candidates(logits, sampling, history, prompt)
-    return ids, weights.double() / weights.sum(dtype=torch.float64)
+    shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+    return torch.from_numpy(ids), torch.from_numpy(shares)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """log P of every token, float32 (V,): the model's own, before temperature and penalties."""
-    _best(logits)
+    _check_best(float(logits.max()))
     return torch.log_softmax(logits.float(), dim=-1)
+
+
+def biased(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """The logits (V,) with `bias` added to some tokens'. The input is left as it is."""
+    if not bias:
+        return logits
+    ids = torch.tensor(list(bias), device=logits.device)
+    values = torch.tensor(list(bias.values()), device=logits.device, dtype=logits.dtype)
+    return logits.index_add(0, ids, values)
 
 
 def penalised(
     logits: Tensor, sampling: Sampling, history: Sequence[int], prompt: Sequence[int] = ()
-) -> Tensor:
+) -> NDArray[np.float32]:
     """The logits after the three penalties, float32 (V,). The input is left as it is."""
-    logits = logits.float()
-    used = sorted({*history, *prompt}) if sampling.repetition_penalty != 1 else []
-    if used:
-        ids = torch.tensor(used, device=logits.device)
-        values = logits[ids]
-        penalty = sampling.repetition_penalty
-        values = torch.where(values < 0, values * penalty, values / penalty)
-        logits = logits.index_copy(0, ids, values)
-    if history and (sampling.frequency_penalty or sampling.presence_penalty):
-        made = torch.tensor(list(history), device=logits.device)
-        counts = torch.bincount(made, minlength=len(logits)).float()
-        logits = logits - counts * sampling.frequency_penalty
-        logits = logits - (counts > 0) * sampling.presence_penalty
-    return logits
+    scores: NDArray[np.float32] = logits.detach().float().cpu().numpy()
+    repeated = sampling.repetition_penalty != 1 and bool(history or prompt)
+    counted = bool(history and (sampling.frequency_penalty or sampling.presence_penalty))
+    if repeated or counted:
+        scores = scores.copy()
+    if repeated:
+        used = np.fromiter({*history, *prompt}, np.int64)
+        penalty = np.float32(sampling.repetition_penalty)
+        values = scores[used]
+        scores[used] = np.where(values < 0, values * penalty, values / penalty)
+    if counted:
+        made, counts = np.unique(np.array(history, np.int64), return_counts=True)
+        scores[made] -= counts.astype(np.float32) * np.float32(sampling.frequency_penalty)
+        scores[made] -= np.float32(sampling.presence_penalty)
+    return scores
 
 
-def _best(logits: Tensor) -> float:
-    """The greatest logit. Raises TriviumError if there is none."""
-    best = float(logits.max())
+def _check_best(best: float) -> None:
+    """Raises TriviumError where the greatest logit is none."""
     if math.isnan(best) or best == math.inf:
         raise TriviumError(
-            f"the model's logits hold {best}: its weights are broken, or its precision is too low "
-            "(try float32)"
+            f"the model's logits hold {float(best)}: its weights are broken, or its precision is "
+            "too low (try float32)"
         )
     if best == -math.inf:
         raise TriviumError("no token is possible: all logits are minus infinity")
-    return best
 
 
 def _candidates(
     logits: Tensor, sampling: Sampling, history: Sequence[int], prompt: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """ids (K,) ascending and their weights (K,), not normalised; both on the CPU."""
-    logits = penalised(logits, sampling, history, prompt)
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """ids (K,) ascending and their weights (K,), not normalised."""
+    scores = penalised(logits, sampling, history, prompt)
+    best = scores.max()
+    _check_best(best)
     # Relative to the best one, so that no temperature overflows; its weight is e⁰ = 1.
-    logits = (logits - _best(logits)) / sampling.temperature
+    with np.errstate(over="ignore"):  # far below it a cold score is minus infinity
+        scores = (scores - best) / np.float32(max(sampling.temperature, TINY))
     least = -math.inf
-    if 0 < sampling.top_k < len(logits):
-        least = float(torch.topk(logits, sampling.top_k).values[-1])
+    if 0 < sampling.top_k < len(scores):
+        least = float(torch.topk(torch.from_numpy(scores), sampling.top_k).values[-1])
     if sampling.top_p == 1 and sampling.min_p > 0:
         least = max(least, math.log(sampling.min_p))
-    ids, weights = torch.arange(len(logits)), logits.exp().cpu()
     if least > -math.inf:
-        ids = (logits >= least).nonzero().squeeze(1).cpu()
-        weights = weights[ids]
+        ids = np.flatnonzero(scores >= np.float32(least))
+        weights = np.exp(scores[ids])
+    else:
+        ids, weights = np.arange(len(scores)), np.exp(scores)
     if sampling.top_p < 1:
         chosen = _nucleus(weights, sampling.top_p)
         ids, weights = ids[chosen], weights[chosen]
@@ -182,15 +199,42 @@ def _candidates(
     return ids, weights
 
 
-def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+def _place(weights: NDArray[np.float32], share: float) -> int:
+    """Where the running sum of `weights`, in double precision, passes `share` (below 1) of it all.
+
+    The sum goes over blocks and then within one of them, which is several times faster.
+    """
+    starts = np.arange(0, len(weights), BLOCK)
+    sums = np.add.reduceat(weights, starts, dtype=np.float64)
+    running = sums.cumsum()
+    point = share * running[-1]
+    block = _first_above(running, point)
+    inside = weights[starts[block] : starts[block] + BLOCK].cumsum(dtype=np.float64)
+    return int(starts[block]) + _first_above(inside, point - (running[block] - sums[block]))
+
+
+def _first_above(running: NDArray[np.float64], point: float) -> int:
+    """The first place whose sum is above `point`; the last that adds to it, should rounding lift
+    the point to the end."""
+    return int(min(running.searchsorted(point, side="right"), running.searchsorted(running[-1])))
+
+
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     """Indices, ascending, of the fewest best tokens whose share of the weight reaches `top_p`.
 
     Of equal tokens the earlier counts as better.
     """
-    total = float(weights.sum(dtype=torch.float64))
+    total = float(weights.sum(dtype=np.float64))
     # Together, the tokens below this weigh less than the share that is cut off: none can be in.
-    index = (weights >= 0.999 * (1 - top_p) * total / len(weights)).nonzero().squeeze(1)
-    best_first, order = weights[index].double().sort(descending=True, stable=True)
-    better = best_first.cumsum(0) - best_first  # the weight of all better tokens
+    index = np.flatnonzero(weights >= 0.999 * (1 - top_p) * total / len(weights))
+    kept = weights[index].astype(np.float64)
+    for bound in (0.1, 0.01, 0.001):  # of the best; where few weigh enough, only few are sorted
+        heavy = kept >= bound
+        if kept[heavy].sum() > (1 + 1e-9) * top_p * total:
+            index, kept = index[heavy], kept[heavy]
+            break
+    order = np.argsort(-kept, kind="stable")
+    best_first = kept[order]
+    better = best_first.cumsum() - best_first  # the weight of all better tokens
     count = max(int((better < top_p * total).sum()), 1)
-    return index[order[:count]].sort().values
+    return np.sort(index[order[:count]])

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from trivium.nn.attention import KVCache
 
 IDLE = 4  # slots kept while nobody uses them
@@ -20,8 +22,16 @@ class Slot:
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on, in the cache whatever `ids` say."""
+        del self.ids[length:]  # first: a cache that holds more than `ids` does no harm
         self.cache.truncate(length)
-        del self.ids[length:]
+
+    @torch.inference_mode()
+    def follow(self, other: "Slot", length: int) -> None:
+        """Hold the first `length` tokens of `other`. Only what differs is copied."""
+        same = min(common_prefix(self.ids, other.ids), length)
+        self.truncate(same)
+        self.cache.follow(other.cache, length)
+        self.ids += other.ids[same:length]
 
 
 class Slots:
@@ -52,6 +62,21 @@ class Slots:
         best.busy = True
         self._touch(best)
         return best, shared
+
+    def catch_up(self, slot: Slot, prompt: list[int]) -> int:
+        """Copy what other slots have computed of `prompt` since; how many tokens that was.
+
+        So requests that came together with the same prompt compute it once.
+        """
+        held = len(slot.ids)
+        best, shared = slot, held
+        for other in self._slots:
+            if other.ids[: shared + 1] == prompt[: shared + 1]:
+                n = min(common_prefix(other.ids, prompt), len(prompt) - 1)
+                best, shared = (other, n) if n > shared else (best, shared)
+        if best is not slot:
+            slot.follow(best, shared)
+        return shared - held
 
     def release(self, slot: Slot) -> None:
         """Keep the slot for a prompt that begins alike; forget the one used longest ago."""

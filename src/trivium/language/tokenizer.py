@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.errors import NotFound, TriviumError, UsageError
-from trivium.files import write_atomic
+from trivium.files import read_json, write_atomic
 
 try:
     import tokenizers
@@ -32,7 +32,6 @@ from trivium.language import gguf_tokenizer
 from trivium.language.tokenizer_json import (
     BYTE_OF,
     add_configured,
-    read_json,
     read_text,
     role_tokens,
     speller,
@@ -184,14 +183,13 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises bare Exception for what it cannot read
             raise UsageError(f"cannot read {path}: {error}") from error
-        config = read_json(folder / "tokenizer_config.json")
-        names = role_tokens({**read_json(folder / "special_tokens_map.json"), **config})
+        config = read_json(folder / "tokenizer_config.json", optional=True)
+        special = read_json(folder / "special_tokens_map.json", optional=True)
+        names = role_tokens({**special, **config})
         add_configured(library, config.get("added_tokens_decoder") or {}, names.values())
         ids = {role: library.token_to_id(name) for role, name in names.items()}
-        model, generation = (
-            read_json(folder / "config.json"),
-            read_json(folder / "generation_config.json"),
-        )
+        model = read_json(folder / "config.json", optional=True)
+        generation = read_json(folder / "generation_config.json", optional=True)
         stops: list[int] = []
         for value in (model.get("eos_token_id"), generation.get("eos_token_id")):
             stops += value if isinstance(value, list) else [] if value is None else [value]
@@ -260,7 +258,7 @@ class Tokenizer:
         roles = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= {f"{role}_token": name(id) for role, id in roles.items() if id is not None}
-        generation: dict[str, Any] = read_json(folder / "generation_config.json")
+        generation: dict[str, Any] = read_json(folder / "generation_config.json", optional=True)
         generation |= {f"{role}_token_id": id for role, id in roles.items() if id is not None}
         generation["eos_token_id"] = sorted(self.stop_ids)
         write_atomic(folder / "tokenizer.json", self._marked.to_str(pretty=True))

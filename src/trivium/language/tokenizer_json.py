@@ -1,7 +1,6 @@
 """tokenizer.json as data: the files beside it, how its tokens are spelled, and a copy of it that is
 blind to control tokens."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -95,19 +94,6 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: not UTF-8 text") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise UsageError(f"cannot read {path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"cannot read {path}: expected a JSON object")
-    return value
 
 
 def role_tokens(config: Mapping[str, Any]) -> dict[str, str]:

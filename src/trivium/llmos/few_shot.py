@@ -22,7 +22,8 @@ from torch import Tensor
 
 from trivium.files import cache_home, write_atomic
 from trivium.language.constrain import Grammar, compile_lark
-from trivium.language.engine import End, Engine, Request
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request
 from trivium.llmos.examples import EXAMPLES, NO_TOOL, Example
 from trivium.llmos.tools import Tool
 

@@ -15,7 +15,8 @@ import torch
 
 from trivium import hub
 from trivium.errors import UsageError
-from trivium.language.engine import ContextOverflow, End, Engine, Request
+from trivium.language.engine import ContextOverflow, Engine
+from trivium.language.generation import End, Request
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools

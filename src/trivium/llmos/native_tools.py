@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.language.constrain import Grammar, compile_lark
-from trivium.language.engine import End, Token
+from trivium.language.generation import End, Token
 from trivium.language.tokenizer import Tokenizer
 from trivium.llmos.messages import TextDelta, ToolCall
 from trivium.llmos.tools import Tool

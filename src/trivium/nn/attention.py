@@ -35,12 +35,19 @@ class KVCache:
         store = self._grown(layer, end)
         store[0, :, :, self.length : end] = k
         store[1, :, :, self.length : end] = v
-        return store[0, :, :, :end], store[1, :, :, :end]
+        seen = store[:, :, :, :end].to(k.dtype)  # the same tensor, but for a cache of native code
+        return seen[0], seen[1]
 
-    def reserve(self, count: int) -> list[Tensor]:
-        """The stores of all layers (2, B, G, capacity, D), with room for `count` more tokens; for
-        code that writes into them itself."""
-        return [self._grown(layer, self.length + count) for layer in range(len(self._stores))]
+    def reserve(self, count: int, layers: int, groups: int, width: int) -> list[Tensor]:
+        """The stores of all layers (2, 1, G, capacity, D) in half precision, with room for `count`
+        more tokens; for native code that writes into them itself."""
+        end = self.length + count
+        if not self._stores:
+            size = max(256, 1 << (end - 1).bit_length())
+            store = torch.empty(2, 1, groups, size, width, dtype=torch.float16)
+            self._stores = [torch.empty_like(store) for _ in range(layers)]
+        self._stores = [store.to(torch.float16) for store in self._stores]
+        return [self._grown(layer, end) for layer in range(layers)]
 
     def _grown(self, layer: int, end: int) -> Tensor:
         store = self._stores[layer]
@@ -57,6 +64,17 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
         assert 0 <= length <= self.length
+        self.length = length
+
+    def follow(self, other: "KVCache", length: int) -> None:
+        """Append what `other` holds from this cache's end up to position `length`."""
+        assert self.length <= length <= other.length
+        if not self._stores:
+            self._stores = other.copy(length)._stores
+        else:
+            for layer, theirs in enumerate(other._stores):
+                mine = self._grown(layer, length)
+                mine[:, :, :, self.length : length] = theirs[:, :, :, self.length : length]
         self.length = length
 
     def copy(self, length: int) -> "KVCache":

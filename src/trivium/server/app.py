@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from starlette.types import ASGIApp
 
 from trivium import __version__
 from trivium.server import chat, completions, embeddings, errors, schema
+from trivium.server import plan as plans
 from trivium.server.errors import ApiError, reply
-from trivium.server.generation import observed
 from trivium.server.guard import Access, Guard, StrictRequest
 from trivium.server.metrics import CONTENT_TYPE, Metrics
 from trivium.server.served import Models
@@ -139,7 +140,7 @@ def _answering(server: Server) -> APIRouter:
     async def answer(kind: Any, model: Any, body: Any, request: Request) -> Response:
         start = time.monotonic()
         plan = await workers.prepare(lambda: kind.plan(model, body))
-        pieces = observed(workers.run(plan.jobs), server.metrics, start)
+        pieces = plans.answer(plan, workers, server.metrics, start)
         if body.stream:
             return await stream(request, kind.chunks(plan, pieces))
 
@@ -161,12 +162,13 @@ def _answering(server: Server) -> APIRouter:
         model = server.models.embedding(body.model)
         texts = embeddings.texts(body)
         tokens = await workers.prepare(lambda: embeddings.count(model, texts))
+        wanted = list(zip(texts, tokens, strict=True))
 
         async def whole() -> Response:
-            pieces = workers.run([lambda: embeddings.vectors(model, texts)])
+            pieces = workers.run([partial(embeddings.vectors, model, wanted)])
             async with contextlib.aclosing(pieces):
-                found = torch.cat([batch async for _, batch in pieces])
-            return reply(embeddings.to_json(model, body, found, tokens))
+                found = torch.cat([some async for batch in pieces for _, some in batch])
+            return reply(embeddings.to_json(model, body, found, sum(tokens)))
 
         return await attended(request, whole())
 

@@ -1,61 +1,33 @@
 """/v1/chat/completions: a conversation and its next message, whole or as a stream of deltas."""
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from trivium.errors import UsageError
-from trivium.language.constrain import compile_json_schema
-from trivium.language.engine import End, Request, Token
+from trivium.language.generation import Token
 from trivium.llmos import native_tools
 from trivium.llmos.local import told
-from trivium.llmos.messages import Finish, Message, ToolCall, Usage
-from trivium.llmos.native_tools import Form
+from trivium.llmos.messages import Finish, Message, Usage
 from trivium.server import tool_calls
+from trivium.server.call_reader import CallReader
 from trivium.server.errors import ApiError
 from trivium.server.generation import (
-    Piece,
-    Pieces,
-    Said,
-    Total,
     chat_logprobs,
-    check_grammar,
     check_room,
-    new_id,
+    grammar_of,
     request,
-    text_pieces,
+    started,
+    text_reader,
     usage,
 )
+from trivium.server.plan import Argued, Called, Choice, Pieces, Plan, Said, Total, answering
 from trivium.server.schema import ChatRequest
-from trivium.server.served import Language
+from trivium.server.served import Language, SharedEngine
 from trivium.server.streams import Events
 from trivium.server.tool_calls import Offer
-from trivium.server.workers import Job
-
-FRAGMENT = 64  # characters of arguments in one delta
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A chat request, read and found to be possible."""
-
-    body: ChatRequest
-    model: Language
-    jobs: Sequence[Job[Piece]]
-    id: str = field(default_factory=lambda: new_id("chatcmpl"))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def envelope(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model.id,
-            "system_fingerprint": self.model.fingerprint,
-        }
+from trivium.server.workers import Job, Place
 
 
 def plan(model: Language, body: ChatRequest) -> Plan:
@@ -63,14 +35,14 @@ def plan(model: Language, body: ChatRequest) -> Plan:
     messages = _messages(body)
     offered = tool_calls.offer(body)
     answer = _answer_schema(body)
-    form = None
-    grammar = compile_json_schema(answer) if answer is not None else None
     led = bool(offered.tools) and not model.template.supports_tools
+    form, grammar, param = None, None, "response_format"
+    if answer is not None:
+        grammar = grammar_of(answer, "response_format.json_schema.schema")
     if offered.tools and not led:
         form = native_tools.form_of("\n".join(model.template.sources))
-        grammar = tool_calls.native_grammar(form, offered, answer)
-    if grammar is not None:
-        check_grammar(model.engine, grammar, "tools" if form else "response_format")
+        grammar, param = tool_calls.native_grammar(form, offered, answer), "tools"
+    constraint = None if grammar is None else started(model.engine, grammar, param)
     prompt = _prompt(model, messages, offered, led)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(
@@ -78,22 +50,23 @@ def plan(model: Language, body: ChatRequest) -> Plan:
         )
     wanted = body.max_completion_tokens or body.max_tokens
     check_room(model.engine, prompt, wanted, "messages")
-    ask = partial(
-        request,
-        body,
-        model.engine,
-        prompt,
-        max_tokens=wanted,
-        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=grammar,
-    )
-    jobs: list[Job[Piece]] = []
-    for choice in range(body.n or 1):
-        job = partial(_pieces, model, ask(choice), form)
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    choices = []
+    for i in range(body.n or 1):
+        asked = request(
+            body, model.engine, prompt, i, max_tokens=wanted, top_logprobs=top, grammar=grammar
+        )
+        run = model.batcher.run(asked, None if constraint is None else constraint.fork())
+        job = answering(model, run)
         if led:
             job = partial(_led, model, offered, messages, wanted, job)
-        jobs.append(job)
-    return Plan(body, model, jobs)
+        logprobs = bool(body.logprobs)
+        read = text_reader(logprobs=logprobs)
+        if form is not None:
+            at_once, tokenizer = answer is not None, model.engine.tokenizer
+            read = CallReader(form, tokenizer, at_once=at_once, logprobs=logprobs)
+        choices.append(Choice(job, read))
+    return Plan("chat.completion", "chatcmpl", body, model, choices)
 
 
 def _messages(body: ChatRequest) -> list[Message]:
@@ -132,11 +105,6 @@ def _answer_schema(body: ChatRequest) -> Mapping[str, Any] | None:
             param="response_format.json_schema",
             code="invalid_value",
         )
-    try:
-        compile_json_schema(wanted.json_schema.shape)
-    except UsageError as error:
-        param = "response_format.json_schema.schema"
-        raise ApiError(400, str(error), param=param, code="invalid_value") from error
     return wanted.json_schema.shape
 
 
@@ -159,130 +127,131 @@ def _last_request(messages: Sequence[Message]) -> int | None:
     return max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
 
 
-def _pieces(model: Language, asked: Request, form: Form | None) -> Iterator[Piece]:
-    """One choice. With `form`, what the model writes is parted into text and calls."""
-    with contextlib.closing(model.engine.generate(asked)) as events:  # type: ignore[type-var]
-        if form is None:
-            yield from text_pieces(events, logprobs=asked.top_logprobs is not None)
-            return
-        parser = native_tools.Parser(form, model.engine.tokenizer)
-        held: list[Token] = []  # whose text the parser still holds back
-        called = False
-        for event in events:
-            if isinstance(event, Token) and asked.top_logprobs is not None:
-                held.append(event)
-            for piece in parser.push(event):
-                if isinstance(piece, ToolCall):
-                    called = True
-                    yield piece
-                else:
-                    yield Said(piece.text, tuple(held))
-                held.clear()
-            if isinstance(event, End):
-                # "length" wins: the last call may be cut.
-                reason = "tool_calls" if called and event.reason == "stop" else event.reason
-                yield Finish(reason, usage(event))
-
-
 def _led(
     model: Language,
     offered: Offer,
     messages: Sequence[Message],
     wanted: int | None,
-    answer: Job[Piece],
-) -> Iterator[Piece]:
+    answer: Job[Any],
+    place: Place[Any],
+) -> None:
     """One choice of a model that knows no tools: a call, or else the pieces of `answer`."""
     start = _last_request(messages)
     assert start is not None
     answered = any(message.role == "tool" for message in messages[start:])
-    ends: list[End] = []
-    if offered.required or not answered:
+    if answered and not offered.required:
+        answer(place)
+        return
+
+    def work() -> None:
+        engine = SharedEngine(model.batcher, place.left)
         chooser = model.chooser(offered.tools)
-        call, ends = tool_calls.led_call(model.engine, chooser, offered, messages[start].text)
+        call, ends = tool_calls.led_call(engine, chooser, offered, messages[start].text)
         spent = sum((usage(end) for end in ends), Usage())
-        cut = wanted is not None and spent.completion_tokens > wanted
-        if call is not None and not cut:
-            yield call
-            yield Finish("tool_calls", spent)
+        if call is not None and (wanted is None or spent.completion_tokens <= wanted):
+            place.post([*call, Finish("tool_calls", spent)])
+        elif ends:
+            place.post([Finish("length", spent)])
+        else:
+            answer(place)
             return
-        if ends:
-            yield Finish("length", spent)
-            return
-    yield from answer()
+        place.end()
+
+    place.thread(work)
+
+
+class _Message:
+    """What the pieces of one choice add up to."""
+
+    def __init__(self) -> None:
+        self.text, self.reason = "", ""
+        self.tokens: list[Token] = []
+        self.calls: list[dict[str, Any]] = []
+
+    def add(self, piece: Said | Called | Argued) -> None:
+        if isinstance(piece, Said):
+            self.text += piece.text
+            self.tokens += piece.tokens
+        elif isinstance(piece, Called):
+            function = {"name": piece.name, "arguments": ""}
+            self.calls.append({"id": piece.id, "type": "function", "function": function})
+        else:
+            self.calls[-1]["function"]["arguments"] += piece.text
+
+    def to_json(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self.text, "refusal": None}
+        if self.calls:
+            message |= {"content": self.text or None, "tool_calls": self.calls}
+        return message
 
 
 async def whole(plan: Plan, pieces: Pieces) -> dict[str, Any]:
     """The answer in one piece."""
-    count = len(plan.jobs)
-    texts, tokens = [""] * count, [list[Token]() for _ in range(count)]
-    calls, reasons = [list[ToolCall]() for _ in range(count)], [""] * count
-    total = Total(count)
+    messages = [_Message() for _ in plan.choices]
+    total = Total(plan)
     async with contextlib.aclosing(pieces):
-        async for i, piece in pieces:
-            if isinstance(piece, Said):
-                texts[i] += piece.text
-                tokens[i] += piece.tokens
-            elif isinstance(piece, ToolCall):
-                calls[i].append(piece)
-            else:
-                reasons[i] = piece.reason
-                total.add(i, piece.usage)
-    tokenizer = plan.model.engine.tokenizer
-    choices = []
-    for i in range(count):
-        message: dict[str, Any] = {"role": "assistant", "content": texts[i], "refusal": None}
-        if calls[i]:
-            message["content"] = texts[i] or None
-            message["tool_calls"] = [call.to_json() for call in calls[i]]
-        logprobs = {"content": chat_logprobs(tokenizer, tokens[i]), "refusal": None}
-        choices.append(
-            {
-                "index": i,
-                "message": message,
-                "logprobs": logprobs if plan.body.logprobs else None,
-                "finish_reason": reasons[i],
-            }
-        )
-    return plan.envelope("chat.completion") | {"choices": choices, "usage": total.to_json()}
+        async for batch in pieces:
+            for i, piece in batch:
+                if isinstance(piece, Finish):
+                    messages[i].reason = piece.reason
+                    total.add(i, piece.usage)
+                else:
+                    messages[i].add(piece)
+    choices = [
+        {
+            "index": i,
+            "message": message.to_json(),
+            "logprobs": _logprobs(plan, message.tokens),
+            "finish_reason": message.reason,
+        }
+        for i, message in enumerate(messages)
+    ]
+    return plan.envelope(plan.object) | {"choices": choices, "usage": total.to_json()}
+
+
+def _logprobs(plan: Plan, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    assert isinstance(plan.body, ChatRequest)
+    if not plan.body.logprobs:
+        return None
+    return {"content": chat_logprobs(plan.model.engine.tokenizer, tokens), "refusal": None}
 
 
 async def chunks(plan: Plan, pieces: Pieces) -> Events:
     """The answer as deltas: the role, then text and calls, then why it ended; last, the usage."""
-    options = plan.body.stream_options
-    counted = bool(options and options.include_usage)
-    total, envelope = Total(len(plan.jobs)), plan.envelope("chat.completion.chunk")
+    total = Total(plan)
     begun: set[int] = set()
-    calls = [0] * len(plan.jobs)
+    calls = [0] * len(plan.choices)
 
-    def chunk(i: int, delta: Mapping[str, Any], *, reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return envelope | {"choices": [choice]} | ({"usage": None} if counted else {})
+    def chunk(
+        i: int, delta: Mapping[str, Any], *, tokens: Sequence[Token] = (), reason: str | None = None
+    ) -> dict[str, Any]:
+        logprobs = _logprobs(plan, tokens) if "content" in delta else None
+        choice = {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return plan.chunk("chat.completion.chunk", [choice])
 
     async with contextlib.aclosing(pieces):
-        async for i, piece in pieces:
-            if i not in begun:
-                begun.add(i)
-                yield chunk(i, {"role": "assistant", "content": ""})
-            if isinstance(piece, Said):
-                made = chunk(i, {"content": piece.text})
-                if plan.body.logprobs:
-                    entries = chat_logprobs(plan.model.engine.tokenizer, piece.tokens)
-                    made["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
-                yield made
-            elif isinstance(piece, ToolCall):
-                for fragment in _fragments(piece, calls[i]):
-                    yield chunk(i, {"tool_calls": [fragment]})
-                calls[i] += 1
-            else:
-                total.add(i, piece.usage)
-                yield chunk(i, {}, reason=piece.reason)
-    if counted:
-        yield envelope | {"choices": [], "usage": total.to_json()}
+        async for batch in pieces:
+            made = []
+            for i, piece in batch:
+                if i not in begun:
+                    begun.add(i)
+                    made.append(chunk(i, {"role": "assistant", "content": ""}))
+                if isinstance(piece, Said):
+                    made.append(chunk(i, {"content": piece.text}, tokens=piece.tokens))
+                elif isinstance(piece, Finish):
+                    total.add(i, piece.usage)
+                    made.append(chunk(i, {}, reason=piece.reason))
+                else:
+                    calls[i] += isinstance(piece, Called)
+                    made.append(chunk(i, {"tool_calls": [_part(piece, calls[i] - 1)]}))
+            yield made
+    if plan.counted:
+        yield [plan.chunk("chat.completion.chunk", []) | {"usage": total.to_json()}]
 
 
-def _fragments(call: ToolCall, index: int) -> Iterator[dict[str, Any]]:
-    """A call as clients join it: id and name once, then the arguments."""
-    head = {"name": call.name, "arguments": ""}
-    yield {"index": index, "id": call.id, "type": "function", "function": head}
-    for at in range(0, len(call.arguments), FRAGMENT):
-        yield {"index": index, "function": {"arguments": call.arguments[at : at + FRAGMENT]}}
+def _part(piece: Called | Argued, index: int) -> dict[str, Any]:
+    """A part of a call as clients join it: id and name once, then the arguments."""
+    if isinstance(piece, Argued):
+        return {"index": index, "function": {"arguments": piece.text}}
+    head = {"name": piece.name, "arguments": ""}
+    return {"index": index, "id": piece.id, "type": "function", "function": head}

@@ -1,58 +1,28 @@
 """/v1/completions: a text and how it goes on, in OpenAI's older form."""
 
 import contextlib
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from trivium.language.engine import Engine, Request, Token
+from trivium.language.engine import Engine
+from trivium.language.generation import Token
 from trivium.language.sampling import log_probabilities
 from trivium.language.tokenizer import StreamDecoder
 from trivium.llmos.messages import Finish, Usage
 from trivium.nn.attention import KVCache
 from trivium.server.errors import ApiError
-from trivium.server.generation import (
-    Piece,
-    Pieces,
-    Said,
-    Total,
-    check_room,
-    new_id,
-    request,
-    text_pieces,
-    token_text,
-)
+from trivium.server.generation import check_room, request, text_reader, token_text
+from trivium.server.plan import Choice, Pieces, Plan, Said, Total, answering
 from trivium.server.schema import MOST_CHOICES, CompletionRequest
 from trivium.server.served import Language
 from trivium.server.streams import Events
-from trivium.server.workers import Job
+from trivium.server.workers import Job, Place
 
 DEFAULT_TOKENS = 16  # OpenAI's
-ECHO_CHUNK = 128  # tokens; bounds the memory of the logits of a prompt
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A completion request, read and found to be possible."""
-
-    body: CompletionRequest
-    model: Language
-    jobs: Sequence[Job[Piece]]
-    id: str = field(default_factory=lambda: new_id("cmpl"))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def envelope(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model.id,
-            "system_fingerprint": self.model.fingerprint,
-        }
+ECHO_CHUNK = 128  # tokens; bounds the memory of the logits of a prompt, and how long others wait
 
 
 def plan(model: Language, body: CompletionRequest) -> Plan:
@@ -65,20 +35,18 @@ def plan(model: Language, body: CompletionRequest) -> Plan:
     if len(prompts) * (body.n or 1) > MOST_CHOICES:
         raise _wrong("prompt", f"more than {MOST_CHOICES} choices in one request")
     wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    jobs: list[Job[Piece]] = []
+    choices = []
     for prompt, text in prompts:
         check_room(model.engine, prompt, wanted, "prompt")
-        for choice in range(body.n or 1):
+        for i in range(body.n or 1):
             asked = request(
-                body,
-                model.engine,
-                prompt,
-                choice,
-                max_tokens=wanted,
-                top_logprobs=body.logprobs,
+                body, model.engine, prompt, i, max_tokens=wanted, top_logprobs=body.logprobs
             )
-            jobs.append(partial(_pieces, model.engine, asked, text if body.echo else None))
-    return Plan(body, model, jobs)
+            job = answering(model, model.batcher.run(asked)) if wanted else _nothing(len(prompt))
+            if body.echo:
+                job = partial(_echo, model, prompt, text, body.logprobs, job)
+            choices.append(Choice(job, text_reader(logprobs=body.logprobs is not None)))
+    return Plan("text_completion", "cmpl", body, model, choices)
 
 
 def _wrong(param: str, message: str) -> ApiError:
@@ -104,43 +72,74 @@ def _prompts(body: CompletionRequest, model: Language) -> list[tuple[list[int], 
     return prompts
 
 
-def _pieces(engine: Engine, asked: Request, echo: str | None) -> Iterator[Piece]:
-    logprobs = asked.top_logprobs
-    if echo is not None:
-        tokens = () if logprobs is None else _read(engine, asked.prompt, logprobs)
-        yield Said(echo, tuple(tokens))
-    if asked.max_tokens == 0:
-        yield Finish("length", Usage(len(asked.prompt)))
+def _nothing(read: int) -> Job[Any]:
+    """The job of an answer of no tokens."""
+
+    def job(place: Place[Any]) -> None:
+        place.post([Finish("length", Usage(read))])
+        place.end()
+
+    return job
+
+
+def _echo(
+    model: Language,
+    prompt: Sequence[int],
+    text: str,
+    top: int | None,
+    answer: Job[Any],
+    place: Place[Any],
+) -> None:
+    """The prompt itself, with log-probabilities if they are wanted, and then the answer."""
+    if top is None:
+        place.post([Said(text)])
+        answer(place)
         return
-    with contextlib.closing(engine.generate(asked)) as events:  # type: ignore[type-var]
-        yield from text_pieces(events, logprobs=logprobs is not None)
+
+    def work() -> None:
+        # The first token follows nothing and has no probability.
+        tokens, cache = [Token(prompt[0], "")], KVCache()
+        for start in range(0, len(prompt) - 1, ECHO_CHUNK):
+            if place.left.is_set():
+                return
+            score = partial(_score, model.engine, prompt, start, cache, top)
+            tokens += model.batcher.worker.call(score)
+        place.post([Said(text, tuple(tokens))])
+        answer(place)
+
+    place.thread(work)
 
 
 @torch.inference_mode()
-def _read(engine: Engine, prompt: Sequence[int], top: int) -> list[Token]:
-    """The prompt's tokens with their log-probabilities; the first follows nothing and has none."""
-    tokens, cache = [Token(prompt[0], "")], KVCache()
-    for start in range(0, len(prompt) - 1, ECHO_CHUNK):
-        ids = list(prompt[start : start + ECHO_CHUNK])
-        block = torch.tensor([ids], device=engine.language_model.device)
-        rows = engine.model.logits(engine.model.features(block, cache)[0]).float()
-        for row, id in zip(rows, prompt[start + 1 : start + 1 + ECHO_CHUNK], strict=False):
-            logprobs = log_probabilities(row)
-            best = torch.topk(logprobs, min(top, len(logprobs)))
-            pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            tokens.append(Token(id, "", float(logprobs[id]), pairs))
+def _score(
+    engine: Engine, prompt: Sequence[int], start: int, cache: KVCache, top: int
+) -> list[Token]:
+    """Read a chunk of the prompt; the tokens that follow each of its own."""
+    ids = list(prompt[start : start + ECHO_CHUNK])
+    block = torch.tensor([ids], device=engine.language_model.device)
+    rows = engine.model.logits(engine.model.features(block, cache)[0]).float()
+    tokens = []
+    for row, id in zip(rows, prompt[start + 1 : start + 1 + ECHO_CHUNK], strict=False):
+        logprobs = log_probabilities(row)
+        best = torch.topk(logprobs, min(top, len(logprobs)))
+        pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        tokens.append(Token(id, "", float(logprobs[id]), pairs))
     return tokens
 
 
 class _Logprobs:
     """Log-probabilities of one choice in the older form, with the place of each token."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._tokenizer = engine.tokenizer
-        self._decoder = StreamDecoder(engine.tokenizer)
+    def __init__(self, plan: Plan) -> None:
+        assert isinstance(plan.body, CompletionRequest)
+        self._wanted = plan.body.logprobs is not None
+        self._tokenizer = plan.model.engine.tokenizer
+        self._decoder = StreamDecoder(self._tokenizer)
         self._offset = 0
 
-    def to_json(self, tokens: Sequence[Token]) -> dict[str, Any]:
+    def to_json(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not self._wanted:
+            return None
         texts, offsets, values = list[str](), list[int](), list[float | None]()
         tops: list[dict[str, float] | None] = []
         for token in tokens:
@@ -160,48 +159,48 @@ class _Logprobs:
 
 async def whole(plan: Plan, pieces: Pieces) -> dict[str, Any]:
     """The answer in one piece."""
-    count = len(plan.jobs)
+    count = len(plan.choices)
     texts, reasons = [""] * count, [""] * count
     tokens = [list[Token]() for _ in range(count)]
-    total = Total(plan.body.n or 1)
+    total = Total(plan)
     async with contextlib.aclosing(pieces):
-        async for i, piece in pieces:
-            if isinstance(piece, Said):
-                texts[i] += piece.text
-                tokens[i] += piece.tokens
-            elif isinstance(piece, Finish):
-                reasons[i] = piece.reason
-                total.add(i, piece.usage)
-    wanted = plan.body.logprobs is not None
+        async for batch in pieces:
+            for i, piece in batch:
+                if isinstance(piece, Said):
+                    texts[i] += piece.text
+                    tokens[i] += piece.tokens
+                elif isinstance(piece, Finish):
+                    reasons[i] = piece.reason
+                    total.add(i, piece.usage)
     choices = [
         {
             "index": i,
             "text": texts[i],
-            "logprobs": _Logprobs(plan.model.engine).to_json(tokens[i]) if wanted else None,
+            "logprobs": _Logprobs(plan).to_json(tokens[i]),
             "finish_reason": reasons[i],
         }
         for i in range(count)
     ]
-    return plan.envelope() | {"choices": choices, "usage": total.to_json()}
+    return plan.envelope(plan.object) | {"choices": choices, "usage": total.to_json()}
 
 
 async def chunks(plan: Plan, pieces: Pieces) -> Events:
     """The answer as it is made."""
-    options = plan.body.stream_options
-    counted = bool(options and options.include_usage)
-    total, envelope = Total(plan.body.n or 1), plan.envelope()
-    logprobs = [_Logprobs(plan.model.engine) for _ in plan.jobs]
+    total = Total(plan)
+    logprobs = [_Logprobs(plan) for _ in plan.choices]
     async with contextlib.aclosing(pieces):
-        async for i, piece in pieces:
-            choice: dict[str, Any] = {"index": i, "text": "", "logprobs": None}
-            choice["finish_reason"] = None
-            if isinstance(piece, Said):
-                choice["text"] = piece.text
-                if plan.body.logprobs is not None:
+        async for batch in pieces:
+            made = []
+            for i, piece in batch:
+                choice: dict[str, Any] = {"index": i, "text": "", "logprobs": None}
+                choice["finish_reason"] = None
+                if isinstance(piece, Said):
+                    choice["text"] = piece.text
                     choice["logprobs"] = logprobs[i].to_json(piece.tokens)
-            elif isinstance(piece, Finish):
-                choice["finish_reason"] = piece.reason
-                total.add(i, piece.usage)
-            yield envelope | {"choices": [choice]} | ({"usage": None} if counted else {})
-    if counted:
-        yield envelope | {"choices": [], "usage": total.to_json()}
+                elif isinstance(piece, Finish):
+                    choice["finish_reason"] = piece.reason
+                    total.add(i, piece.usage)
+                made.append(plan.chunk(plan.object, [choice]))
+            yield made
+    if plan.counted:
+        yield [plan.chunk(plan.object, []) | {"usage": total.to_json()}]

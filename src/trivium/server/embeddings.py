@@ -1,7 +1,8 @@
 """/v1/embeddings: a vector for each text."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from trivium.server.errors import ApiError
 from trivium.server.schema import MOST_INPUTS, EmbeddingRequest
-from trivium.server.served import Embedding
+from trivium.server.served import Embedding, pieces
+from trivium.server.workers import Place
 
-BATCH = 32  # texts; between batches the work can be stopped
+PIECE = 512  # tokens; between pieces others compute, and the work can be stopped
 
 
 def texts(body: EmbeddingRequest) -> list[str]:
@@ -30,11 +32,11 @@ def _wrong(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def count(model: Embedding, wanted: Sequence[str]) -> int:
-    """The tokens of the texts. Raises ApiError for one that is too long."""
-    longest, total = model.embedder.max_tokens, 0
-    for i, text in enumerate(wanted):
-        tokens = len(model.embedder.tokenizer.encode(text, wrap=True))
+def count(model: Embedding, wanted: Sequence[str]) -> list[int]:
+    """The tokens of each text. Raises ApiError for one that is too long."""
+    longest = model.embedder.max_tokens
+    counts = [len(model.embedder.tokenizer.encode(text, wrap=True)) for text in wanted]
+    for i, tokens in enumerate(counts):
         if tokens > longest:
             raise ApiError(
                 400,
@@ -43,14 +45,21 @@ def count(model: Embedding, wanted: Sequence[str]) -> int:
                 param="input",
                 code="context_length_exceeded",
             )
-        total += tokens
-    return total
+    return counts
 
 
-def vectors(model: Embedding, wanted: Sequence[str]) -> Iterator[Tensor]:
-    """The vectors of a batch of texts after the other, float32 (≤ BATCH, C)."""
-    for start in range(0, len(wanted), BATCH):
-        yield model.embedder.embed(wanted[start : start + BATCH]).float().cpu()
+def vectors(model: Embedding, wanted: Sequence[tuple[str, int]], place: Place[Tensor]) -> None:
+    """The vectors of some texts after the other, float32 (N, C); a job."""
+
+    def work() -> None:
+        for some in pieces(wanted, PIECE, lambda text: text[1]):
+            if place.left.is_set():
+                return
+            embed = partial(model.embedder.embed, [text for text, _ in some])
+            place.post([model.worker.call(embed).float().cpu()])
+        place.end()
+
+    place.thread(work)
 
 
 def to_json(model: Embedding, body: EmbeddingRequest, found: Tensor, tokens: int) -> dict[str, Any]:

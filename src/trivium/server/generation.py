@@ -1,38 +1,25 @@
-"""From what a client asks to what the engine is asked, and from tokens to log-probabilities.
+"""From what a client asks to what the engine is asked, and from tokens to log-probabilities."""
 
-A choice is one of the n answers to a request. Its job yields `Said` and `ToolCall`, then one
-`Finish`: streamed or not, an answer is made of the same events.
-"""
-
-import time
-import uuid
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from trivium.errors import TriviumError
-from trivium.language.constrain import Grammar
-from trivium.language.engine import ContextOverflow, End, Engine, Request, Token
+from trivium.errors import TriviumError, UsageError
+from trivium.language.constrain import Constraint, Grammar, compile_json_schema
+from trivium.language.engine import ContextOverflow, Engine
+from trivium.language.generation import End, Request, Token
 from trivium.language.sampling import Sampling
 from trivium.language.tokenizer import Tokenizer
-from trivium.llmos.messages import Finish, ToolCall, Usage
+from trivium.llmos.messages import Finish, Usage
 from trivium.server.errors import ApiError
-from trivium.server.metrics import Metrics
+from trivium.server.plan import Piece, Said
 from trivium.server.schema import Generation
 
-
-@dataclass(frozen=True)
-class Said:
-    """Text that became certain, and the tokens made since the last one."""
-
-    text: str
-    tokens: tuple[Token, ...] = ()
-
-
-Piece = Said | ToolCall | Finish
-Pieces = AsyncGenerator[tuple[int, Piece], None]
+MOST_STOP = 1 << 12  # characters of all stop strings
+MOST_SCHEMA = 1 << 16  # characters of JSON; larger ones take seconds to be read
 
 
 def request(
@@ -48,7 +35,14 @@ def request(
     """What the engine is asked for one choice. Raises UsageError and ApiError."""
     # A seed gives each choice its own, so that n answers differ and can be had again.
     seed = None if body.seed is None else (body.seed + choice) % 2**63
-    stop = body.stop or ()
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if sum(map(len, stop)) > MOST_STOP:
+        raise ApiError(
+            400,
+            f"the stop strings have more than {MOST_STOP} characters together",
+            param="stop",
+            code="invalid_value",
+        )
     return Request(
         prompt,
         Sampling(
@@ -62,7 +56,7 @@ def request(
             seed=seed,
         ),
         max_tokens=max_tokens,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=stop,
         grammar=grammar,
         top_logprobs=top_logprobs,
         logit_bias=_bias(body.logit_bias or {}, engine.model.config.vocab_size),
@@ -93,8 +87,28 @@ def check_room(engine: Engine, prompt: Sequence[int], wanted: int | None, param:
         raise ApiError(400, str(error), param=param, code="context_length_exceeded") from error
 
 
-def check_grammar(engine: Engine, grammar: Grammar, param: str) -> None:
-    """Raises ApiError for a grammar that is too complex to be followed, before it joins a batch."""
+def grammar_of(schema: Mapping[str, Any], param: str, name: str = "") -> Grammar:
+    """The grammar of a JSON schema. Raises ApiError for one that is wrong or too large."""
+    text = json.dumps(schema)
+    try:
+        if len(text) > MOST_SCHEMA:
+            raise UsageError(f"the JSON schema is longer than {MOST_SCHEMA} characters")
+        return _compiled(text)
+    except UsageError as error:
+        message = f"{name}: {error}" if name else str(error)
+        raise ApiError(400, message, param=param, code="invalid_value") from error
+
+
+@lru_cache(maxsize=128)  # clients send the same tools with every request
+def _compiled(schema: str) -> Grammar:
+    return compile_json_schema(json.loads(schema))
+
+
+def started(engine: Engine, grammar: Grammar, param: str) -> Constraint:
+    """A constraint at the beginning of its text.
+
+    Raises ApiError for a grammar that is too complex to be followed, before it joins a batch.
+    """
     try:
         constraint = engine.constrainer.start(grammar)
         for token in constraint.forced():  # up to the first choice, such as that of a property
@@ -102,11 +116,14 @@ def check_grammar(engine: Engine, grammar: Grammar, param: str) -> None:
         constraint.mask(torch.zeros(engine.model.config.vocab_size))
     except TriviumError as error:
         raise ApiError(400, str(error), param=param, code="invalid_value") from error
+    constraint.reset()
+    return constraint
 
 
-def text_pieces(events: Iterable[Token | End], *, logprobs: bool) -> Iterator[Piece]:
-    """The pieces of plain text. A token is kept for the next text when logprobs are wanted."""
-    for event in events:
+def text_reader(*, logprobs: bool) -> Callable[[Token | End], Iterator[Piece]]:
+    """Reads plain text. With `logprobs` a token is told even if it completes no character."""
+
+    def read(event: Token | End) -> Iterator[Piece]:
         if isinstance(event, End):
             if event.text:
                 yield Said(event.text)
@@ -114,50 +131,11 @@ def text_pieces(events: Iterable[Token | End], *, logprobs: bool) -> Iterator[Pi
         elif event.text or logprobs:
             yield Said(event.text, (event,) if logprobs else ())
 
+    return read
+
 
 def usage(end: End) -> Usage:
     return Usage(end.prompt_tokens, end.completion_tokens, end.cached_tokens)
-
-
-async def observed(pieces: Pieces, metrics: Metrics, start: float) -> Pieces:
-    """`pieces`, counted. `start` is when the request came (time.monotonic)."""
-    first = True
-    async for index, piece in pieces:
-        if first:
-            metrics.first_token.add(time.monotonic() - start)
-            first = False
-        if isinstance(piece, Finish):
-            metrics.tokens["prompt"] += piece.usage.prompt_tokens
-            metrics.tokens["cached"] += piece.usage.cached_tokens
-            metrics.tokens["completion"] += piece.usage.completion_tokens
-        yield index, piece
-
-
-class Total:
-    """The usage of a request: each prompt is counted once, whatever the number of choices."""
-
-    def __init__(self, choices: int) -> None:
-        self._choices = choices  # for each prompt
-        self._prompts: dict[int, Usage] = {}
-        self._made = 0
-
-    def add(self, choice: int, used: Usage) -> None:
-        self._prompts.setdefault(choice // self._choices, used)
-        self._made += used.completion_tokens
-
-    def to_json(self) -> dict[str, Any]:
-        read = sum(used.prompt_tokens for used in self._prompts.values())
-        cached = sum(used.cached_tokens for used in self._prompts.values())
-        return {
-            "prompt_tokens": read,
-            "completion_tokens": self._made,
-            "total_tokens": read + self._made,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
-
-
-def new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
 
 
 def token_text(tokenizer: Tokenizer, id: int) -> str:

@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from trivium import hub, models
-from trivium.checkpoint import read_json
 from trivium.errors import UsageError
+from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
-from trivium.language.batching import Batcher
+from trivium.language.batching import Batcher, Worker
 from trivium.language.embed import Embedder
 from trivium.language.engine import Engine
 from trivium.language.families import gguf_family, hf_family
 from trivium.language.families.bert import BERT
-from trivium.server.served import Embedding, Language, Model, Models, SharedEngine
+from trivium.server.served import Embedding, Language, Model, Models
 
 
 def open_models(names: Sequence[str], *, device: str = "auto") -> Models:
@@ -22,27 +23,28 @@ def open_models(names: Sequence[str], *, device: str = "auto") -> Models:
     Raises NotFound for one that is not here, and UsageError for two that clients could not tell
     apart.
     """
-    loaders: dict[str, Callable[[], Model]] = {}
+    openers: dict[str, Callable[[Worker], Model]] = {}
     for name in names:
-        id, loader = _opener(name, device)
-        if id in loaders:
+        id, opener = _opener(name, device)
+        if id in openers:
             raise UsageError(f"two models are called {id}: serve one, or rename its folder")
-        loaders[id] = loader
-    return Models(loaders)
+        openers[id] = opener
+    worker = Worker()
+    return Models({id: partial(opener, worker) for id, opener in openers.items()}, worker)
 
 
-def _opener(name: str, device: str) -> tuple[str, Callable[[], Model]]:
+def _opener(name: str, device: str) -> tuple[str, Callable[[Worker], Model]]:
     path = hub.find(name)
     # A path is nobody's business but the server's: clients see the last part.
     is_path = name not in hub.CATALOGUE and Path(name).expanduser().exists()
     own = Path(os.path.abspath(path))  # of the folder ".", the name
     id = (own.stem if path.is_file() else own.name) if is_path else name
 
-    def load() -> Model:
+    def load(worker: Worker) -> Model:
         if _is_encoder(path):
-            return Embedding(id, Embedder.load(path, device=device))
+            return Embedding(id, Embedder.load(path, device=device), worker)
         engine = Engine(models.load(path, device=device))
-        return Language(id, SharedEngine(engine, Batcher(engine)))
+        return Language(id, Batcher(engine, worker=worker))
 
     return id, load
 

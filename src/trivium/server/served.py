@@ -1,30 +1,30 @@
 """The models that a server has, by the names that clients give them."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from trivium.language.batching import Batcher, Worker
 from trivium.language.chat_template import ChatTemplate
-from trivium.language.engine import End, Engine, Request, Token
+from trivium.language.constrain import Constrainer
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request, Token
 from trivium.language.tokenizer import Tokenizer
 from trivium.llmos.few_shot import ToolChooser
 from trivium.llmos.tools import Tool
 from trivium.server.errors import ApiError
 
+T = TypeVar("T")
 CHOOSERS = 16  # sets of tools whose chooser is kept
 EXAMPLES = 4096  # vectors of example requests that are kept
-
-
-class Generates(Protocol):
-    """Many threads may ask at once; closing the iterator stops the work."""
-
-    def generate(self, request: Request) -> Iterator[Token | End]: ...
+PIECE = 512  # characters whose features are computed between two steps
 
 
 class Embeds(Protocol):
@@ -42,22 +42,49 @@ class Embeds(Protocol):
 
 
 class SharedEngine(Engine):
-    """An engine that many threads use: all generation goes through `generates`."""
+    """A batcher's engine as any thread may use it, for one answer: whatever computes is done by the
+    batcher's worker, in pieces. When `left` is set, generation ends with `Cancelled`."""
 
-    def __init__(self, engine: Engine, generates: Generates) -> None:
-        vars(self).update(vars(engine))  # the same engine, asked another way
-        self.generates = generates
+    def __init__(self, batcher: Batcher, left: threading.Event | None = None) -> None:
+        vars(self).update(vars(batcher.engine))  # the same engine, asked another way
+        self._batcher, self._left = batcher, left
+
+    @property
+    def constrainer(self) -> Constrainer:
+        return self._batcher.engine.constrainer
 
     def generate(self, request: Request) -> Iterator[Token | End]:
-        return self.generates.generate(request)
+        return self._batcher.generate(request, self._left)
+
+    def score(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        ask, engine = self._batcher.worker.call, self._batcher.engine
+        return [ask(partial(engine.score, prompt, [c]))[0] for c in continuations]
+
+    def features(
+        self, texts: Sequence[str], layers: Sequence[int], *, before: str = "", after: str = ""
+    ) -> Tensor:
+        compute = partial(self._batcher.engine.features, layers=layers, before=before, after=after)
+        call = self._batcher.worker.call
+        return torch.cat([call(partial(compute, some)) for some in pieces(texts, PIECE, len)])
+
+
+def pieces(texts: Sequence[T], most: int, size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Successive texts which, padded to the longest of them, have at most `most` in all."""
+    start, longest = 0, 0
+    for i, text in enumerate(texts):
+        longest = max(longest, size(text))
+        if i > start and longest * (i + 1 - start) > most:
+            yield texts[start:i]
+            start, longest = i, size(text)
+    yield texts[start:]
 
 
 class Chooser(ToolChooser):
     """A chooser that keeps vectors in memory only: clients send any number of tools."""
 
-    def __init__(
-        self, engine: Engine, tools: Sequence[Tool], known: "OrderedDict[str, Tensor]"
-    ) -> None:
+    def __init__(self, engine: Engine, tools: Sequence[Tool], known: "Vectors") -> None:
         self._known = known
         super().__init__(engine, tools)
 
@@ -69,27 +96,46 @@ class Chooser(ToolChooser):
         return tool
 
     def _remembered(self, texts: list[str]) -> Tensor:
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        return self._known.of(texts, self._features)
+
+
+class Vectors:
+    """The vectors of the last example requests."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, texts: Sequence[str], compute: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """One for each text (N, F). Those that are not known are computed, outside the lock."""
+        with self._lock:
+            found = {text: self._known[text] for text in texts if text in self._known}
+        fresh = [text for text in dict.fromkeys(texts) if text not in found]
         if fresh:
-            self._known.update(zip(fresh, self._features(fresh), strict=True))
-        vectors = torch.stack([self._known[text] for text in texts])
-        for text in texts:
-            self._known.move_to_end(text)
-        while len(self._known) > EXAMPLES:
-            self._known.popitem(last=False)
-        return vectors
+            found |= zip(fresh, compute(fresh), strict=True)
+        with self._lock:
+            for text in texts:
+                self._known[text] = found[text]
+                self._known.move_to_end(text)
+            while len(self._known) > EXAMPLES:
+                self._known.popitem(last=False)
+        return torch.stack([found[text] for text in texts])
 
 
 @dataclass
 class Language:
-    """A language model that is served."""
+    """A language model that is served. Only the batcher's worker lets its engine compute."""
 
     id: str
-    engine: SharedEngine
+    batcher: Batcher
     created: int = field(default_factory=lambda: int(time.time()))
-    _vectors: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+    _vectors: Vectors = field(default_factory=Vectors)
     _choosers: "OrderedDict[str, Chooser]" = field(default_factory=OrderedDict)
-    _lock: Any = field(default_factory=Lock)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    @property
+    def engine(self) -> Engine:
+        return self.batcher.engine
 
     @property
     def template(self) -> ChatTemplate:
@@ -114,14 +160,17 @@ class Language:
         return self.engine.slots.tokens
 
     def chooser(self, tools: Sequence[Tool]) -> Chooser:
+        """The one for these tools; made outside the lock, so that others need not wait."""
         key = repr([tool.to_json() for tool in tools])
         with self._lock:
-            if key not in self._choosers:
-                self._choosers[key] = Chooser(self.engine, tools, self._vectors)
+            chooser = self._choosers.get(key)
+        chooser = chooser or Chooser(SharedEngine(self.batcher), tools, self._vectors)
+        with self._lock:
+            self._choosers[key] = chooser
             self._choosers.move_to_end(key)
             while len(self._choosers) > CHOOSERS:
                 self._choosers.popitem(last=False)
-            return self._choosers[key]
+        return chooser
 
     def card(self) -> dict[str, Any]:
         chat = self.engine.language_model.template is not None
@@ -129,9 +178,7 @@ class Language:
         return {"context_length": self.engine.context, "capabilities": capabilities}
 
     def close(self) -> None:
-        close = getattr(self.engine.generates, "close", None)
-        if close is not None:
-            close()
+        self.batcher.close()
 
 
 @dataclass
@@ -140,6 +187,7 @@ class Embedding:
 
     id: str
     embedder: Embeds
+    worker: Worker
     created: int = field(default_factory=lambda: int(time.time()))
 
     cached_tokens = 0
@@ -154,11 +202,15 @@ Model = Language | Embedding
 
 
 class Models:
-    """Models by name, each loaded by its function when `load` is called."""
+    """Models by name, each loaded by its function when `load` is called.
 
-    def __init__(self, loaders: Mapping[str, Callable[[], Model]]) -> None:
+    `worker` computes for all of them, and ends with them.
+    """
+
+    def __init__(self, loaders: Mapping[str, Callable[[], Model]], worker: Worker) -> None:
         self._loaders = dict(loaders)
         self._loaded: dict[str, Model] = {}
+        self._worker = worker
         self._closed = False
 
     @property
@@ -177,6 +229,7 @@ class Models:
         self._closed = True
         for model in self._loaded.values():
             model.close()
+        self._worker.close()
 
     def cached_tokens(self) -> int:
         return sum(model.cached_tokens for model in self._loaded.values())

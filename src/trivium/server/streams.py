@@ -8,7 +8,7 @@ for dead.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -19,11 +19,7 @@ from trivium.server import errors
 
 PING = 15.0  # seconds
 DONE = b"data: [DONE]\n\n"
-Events = AsyncGenerator[dict[str, Any], None]
-
-
-def event(value: dict[str, Any]) -> bytes:
-    return b"data: " + errors.encode(value) + b"\n\n"
+Events = AsyncGenerator[list[dict[str, Any]], None]  # what is there at a time, sent together
 
 
 async def _left(receive: Receive) -> None:
@@ -89,7 +85,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, first: "asyncio.Future[dict[str, Any]]") -> None:
+    def __init__(self, events: Events, first: "asyncio.Future[list[dict[str, Any]]]") -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._first = events, first
@@ -101,18 +97,27 @@ class EventStream(Response):
             task.result()
 
     async def _send(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+
         async def put(data: bytes, more: bool = True) -> None:
+            nonlocal last
+            last = loop.time()
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
+        async def ping() -> None:
+            while True:
+                await asyncio.sleep(last + PING - loop.time())
+                if loop.time() >= last + PING:
+                    await put(b": ping\n\n")
+
+        pinging = asyncio.ensure_future(ping())
         async with contextlib.aclosing(self._events):
-            following = self._first
             try:
-                while True:
-                    while not (await asyncio.wait({following}, timeout=PING))[0]:
-                        await put(b": ping\n\n")
-                    await put(event(following.result()))
-                    following = asyncio.ensure_future(anext(self._events))
-            except StopAsyncIteration:
+                with contextlib.suppress(StopAsyncIteration):
+                    await put(_encoded(await self._first))
+                async for events in self._events:
+                    await put(_encoded(events))
                 await put(DONE, more=False)
             except OSError:  # the client is gone
                 pass
@@ -120,6 +125,10 @@ class EventStream(Response):
                 api = errors.of(error)
                 if api.code == "internal_error":
                     logging.getLogger(__name__).exception("an answer failed")
-                await put(event(api.to_json()) + DONE, more=False)
+                await put(_encoded([api.to_json()]) + DONE, more=False)
             finally:
-                await _cancelled(following)
+                await _cancelled(pinging)
+
+
+def _encoded(events: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(b"data: " + errors.encode(event) + b"\n\n" for event in events)

@@ -14,16 +14,19 @@ from typing import Any
 
 from trivium.errors import UsageError
 from trivium.language.constrain import Grammar, compile_json_schema, compile_lark
-from trivium.language.engine import End, Engine, Request
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request
 from trivium.llmos import native_tools
 from trivium.llmos.few_shot import abridged, copied, examples, fill_arguments
-from trivium.llmos.messages import ToolCall
 from trivium.llmos.native_tools import LLAMA, Form
 from trivium.llmos.tools import Tool
 from trivium.server.errors import ApiError
+from trivium.server.generation import grammar_of
+from trivium.server.plan import Argued, Called
 from trivium.server.schema import ChatRequest, NamedTool
 from trivium.server.served import Chooser
 
+MOST_SCHEMAS = 1 << 17  # characters of JSON, of all tools
 WHOLE_ARGUMENTS = 1024  # tokens of arguments that are written in one piece
 PLAIN_TEXT = {"type", "title", "description", "default"}
 # What `fill_arguments` respects; any other keyword needs the object to be written as a whole.
@@ -53,6 +56,9 @@ def offer(body: ChatRequest) -> Offer:
         raise _wrong("tool_choice", "tool_choice is required, but there are no tools")
     if choice == "none" or not body.tools:
         return Offer()
+    size = sum(len(json.dumps(tool.function.parameters)) for tool in body.tools)
+    if size > MOST_SCHEMAS:
+        raise _wrong("tools", f"the schemas of the tools have more than {MOST_SCHEMAS} characters")
     tools = tuple(_tool(given.function, i) for i, given in enumerate(body.tools))
     if len({tool.name for tool in tools}) < len(tools):
         raise _wrong("tools", "two tools have the same name")
@@ -66,13 +72,10 @@ def _wrong(param: str, message: str) -> ApiError:
 def _tool(function: Any, place: int) -> Tool:
     """The tool as ours, its schema checked and with `properties` and `required`."""
     schema: dict[str, Any] = {"type": "object", **(function.parameters or {})}
-    try:
-        compile_json_schema(schema)
-        if schema["type"] != "object":
-            raise UsageError("the parameters of a function must be an object")
-    except UsageError as error:
-        param = f"tools.{place}.function.parameters"
-        raise _wrong(param, f"{function.name}: {error}") from error
+    param = f"tools.{place}.function.parameters"
+    grammar_of(schema, param, function.name)
+    if schema["type"] != "object":
+        raise _wrong(param, f"{function.name}: the parameters of a function must be an object")
     schema = {"properties": {}, "required": [], **schema}
     return Tool(function.name, (function.description or "").strip() or function.name, schema, _none)
 
@@ -118,7 +121,7 @@ def _blocks(form: Form, offered: Offer) -> list[str]:
 
 def led_call(
     engine: Engine, chooser: Chooser, offered: Offer, request: str
-) -> tuple[ToolCall | None, list[End]]:
+) -> tuple[tuple[Called, Argued] | None, list[End]]:
     """The call that `request` is for, by a model that knows no tools; None if it is for none.
 
     `chooser` is over the tools offered. Raises ApiError when the arguments have no end.
@@ -165,5 +168,5 @@ def _one_by_one(tool: Tool) -> bool:
     return True
 
 
-def _call(tool: Tool, arguments: str) -> ToolCall:
-    return ToolCall(f"call_{uuid.uuid4().hex[:24]}", tool.name, arguments)
+def _call(tool: Tool, arguments: str) -> tuple[Called, Argued]:
+    return Called(f"call_{uuid.uuid4().hex[:24]}", tool.name), Argued(arguments)

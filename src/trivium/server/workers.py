@@ -1,50 +1,152 @@
-"""Where the work is done: threads that run iterators, and a line before them.
+"""The line before the work, and the way back from the threads that do it to the event loop.
 
-A job is a function that returns an iterator, such as a generation. At most `capacity` jobs run at a
-time; others wait in line, first come, first served. What a job yields goes to an unbounded inbox
-(an answer is bounded by the context), so a slow reader keeps neither its thread nor anybody else
-waiting. A reader that leaves takes its jobs out of the line, and those that run end before their
-next item.
+A job is a function that starts the work for one answer and returns at once; the work goes on
+elsewhere (in a batch, in a thread) and puts what it makes into the `Place` that the job was given.
+At most `capacity` places are taken at a time; other jobs wait in line, first come, first served.
+What is put in is unbounded (an answer is bounded by the context), so a slow reader keeps nobody
+waiting. A reader that leaves gives up its places and its part of the line at once, and whoever
+works for it finds `Place.left` set.
 """
 
 import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
+from trivium.language.generation import End
 from trivium.server.errors import ApiError
 
 T = TypeVar("T")
-Job = Callable[[], Iterator[T]]
-PREPARERS = 2  # threads that read requests: tokenise, compile grammars
+PREPARERS = 4  # threads that read requests: tokenise, compile grammars
 
 
 @dataclass(frozen=True)
 class _Ended:
-    error: BaseException | None = None
+    error: Exception | None = None
 
 
-@dataclass
-class _Ticket:
+class Mail:
+    """Carries things from any thread to the event loop: all that there is with one wake-up."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._posted: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._called = False
+
+    def post(self, receive: Callable[[T], None], item: T) -> None:
+        """Have `receive(item)` called on the event loop, in the order of the posts."""
+        self._posted.append((receive, item))
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._called = False  # first: what is posted from here on may need a call of its own
+        while self._posted:
+            receive, item = self._posted.popleft()
+            receive(item)
+
+
+class _Inbox:
+    """What came for one reader, on the event loop."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[int, Any]] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, index: int, items: Sequence[Any]) -> None:
+        self._items += [(index, item) for item in items]
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[tuple[int, Any]]:
+        """All that there is, at least one thing."""
+        if not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        taken, self._items = self._items, []
+        return taken
+
+
+@dataclass(eq=False)
+class Place(Generic[T]):
+    """Where a job puts what it makes. `left` is set when nobody waits for it any more."""
+
     index: int
-    job: Job[Any]
-    inbox: "asyncio.Queue[tuple[int, Any]]"
+    job: "Job[T]"
     left: threading.Event
+    _inbox: _Inbox
+    _workers: "Workers"
+    _ended: bool = field(default=True)  # until it is started
+
+    def post(self, items: Sequence[T]) -> None:
+        """Say what was made. Of any thread, as all of these."""
+        self._workers.mail.post(self._receive, items)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Say that this was all, or what went wrong."""
+        self._workers.mail.post(self._receive, [_Ended(error)])
+
+    def tell(self, events: Sequence[T] | Exception) -> None:
+        """`post` and `end` in one, for a batcher."""
+        if isinstance(events, Exception):
+            self.end(events)
+        else:
+            ended = [_Ended()] if isinstance(events[-1], End) else []
+            self._workers.mail.post(self._receive, [*events, *ended])
+
+    def thread(self, function: Callable[[], None]) -> None:
+        """Run `function`, which may take its time, in a thread. What it raises ends the job."""
+
+        def run() -> None:
+            try:
+                if not self.left.is_set():
+                    function()
+            except Exception as error:
+                self.end(error)
+
+        self._workers.threads.submit(run)
+
+    def start(self) -> None:
+        self._ended = False
+        try:
+            self.job(self)
+        except Exception as error:
+            self._receive([_Ended(error)])
+
+    def give_up(self) -> None:
+        """Free the place, if it is taken."""
+        if not self._ended:
+            self._ended = True
+            self._workers.freed()
+
+    def _receive(self, items: Sequence[Any]) -> None:
+        if self._ended:
+            return
+        self._inbox.put(self.index, items)
+        if isinstance(items[-1], _Ended):
+            self.give_up()
+
+
+Job = Callable[[Place[T]], None]
 
 
 class Workers:
     """`queue` jobs may wait when a request comes; it is turned away (429) if there are more."""
 
+    mail: Mail  # from the first request on
+
     def __init__(self, capacity: int, queue: int) -> None:
         self.capacity, self.queue, self.running = capacity, queue, 0
-        self._line: deque[_Ticket] = deque()
-        self._open: set[asyncio.Queue[tuple[int, Any]]] = set()
-        self._threads = ThreadPoolExecutor(capacity, "trivium-worker")
+        self.threads = ThreadPoolExecutor(capacity, "trivium-worker")
         self._preparers = ThreadPoolExecutor(PREPARERS, "trivium-prepare")
+        self._line: deque[Place[Any]] = deque()
+        self._open: set[_Inbox] = set()
         self._closing = False
 
     @property
@@ -69,40 +171,44 @@ class Workers:
         self.admit()
         return await asyncio.get_running_loop().run_in_executor(self._preparers, function)
 
-    async def run(self, jobs: Sequence[Job[T]]) -> AsyncGenerator[tuple[int, T], None]:
-        """The items of all jobs as they come, each with the index of its job.
+    async def run(self, jobs: Sequence[Job[T]]) -> AsyncGenerator[list[tuple[int, T]], None]:
+        """What all jobs make, as it comes: each thing with the index of its job.
 
         Raises what a job raises, and ApiError when the line is full or the server stops. To be
         closed by whoever reads it.
         """
         self.admit()
-        inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-        left = threading.Event()
-        self._line += [_Ticket(index, job, inbox, left) for index, job in enumerate(jobs)]
+        if not hasattr(self, "mail"):
+            self.mail = Mail()
+        inbox, left = _Inbox(), threading.Event()
+        places = [Place(i, job, left, inbox, self) for i, job in enumerate(jobs)]
+        self._line += places
         self._open.add(inbox)
         self._advance()
         try:
             unfinished = len(jobs)
             while unfinished:
-                index, item = await inbox.get()
-                if not isinstance(item, _Ended):
-                    yield index, item
-                elif item.error is not None:
-                    raise item.error
-                else:
-                    unfinished -= 1
+                taken = await inbox.take()
+                if made := [pair for pair in taken if not isinstance(pair[1], _Ended)]:
+                    yield made
+                for _, item in taken:
+                    if isinstance(item, _Ended):
+                        unfinished -= 1
+                        if item.error is not None:
+                            raise item.error
         finally:
             left.set()
             self._open.discard(inbox)
-            self._line = deque(ticket for ticket in self._line if ticket.left is not left)
+            self._line = deque(place for place in self._line if place.left is not left)
+            for place in places:
+                place.give_up()
 
     def _advance(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._line and self.running < self.capacity:
             self.running += 1
-            self._threads.submit(_work, self._line.popleft(), loop, self._finished)
+            self._line.popleft().start()
 
-    def _finished(self) -> None:
+    def freed(self) -> None:
         self.running -= 1
         self._advance()
 
@@ -110,36 +216,12 @@ class Workers:
         """End every answer with an error, and take no further request."""
         self._closing = True
         error = ApiError(503, "the server is shutting down", code="shutting_down", retry=5)
+        self._line.clear()
         for inbox in self._open:
-            inbox.put_nowait((0, _Ended(error)))
+            inbox.put(0, [_Ended(error)])
 
     async def close(self) -> None:
         """Cut what runs and wait for the threads to end."""
         self.cut()
-        self._line.clear()
-        for threads in (self._preparers, self._threads):
+        for threads in (self._preparers, self.threads):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
-
-
-def _work(ticket: _Ticket, loop: asyncio.AbstractEventLoop, finished: Callable[[], None]) -> None:
-    """Run one job, in a thread of its own, to its end or until nobody reads it."""
-
-    def tell(function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            loop.call_soon_threadsafe(function, *arguments)
-
-    def post(item: Any) -> None:
-        tell(ticket.inbox.put_nowait, (ticket.index, item))
-
-    try:
-        if not ticket.left.is_set():
-            with contextlib.closing(ticket.job()) as items:  # type: ignore[type-var]
-                for item in items:
-                    if ticket.left.is_set():
-                        break
-                    post(item)
-        post(_Ended())
-    except BaseException as error:
-        post(_Ended(error))
-    finally:
-        tell(finished)

@@ -17,18 +17,18 @@ from pathlib import Path
 from trivium.files import cache_home
 
 SOURCE = Path(__file__).with_name("kernels.c")
-INCLUDED = ("threads.h", "products.h")
+INCLUDED = ("threads.h", "numbers.h", "products.h", "attention.h")
 # Not -ffast-math: linked with it, a library makes the whole process flush small numbers to zero. No
 # contraction, which might differ between two places where one function is unrolled.
 FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd"),
 )
-ACT_BYTES = 40  # of a block of 32 activations: scale, sum, codes
+ACT_BYTES = 48  # of a block of 32 activations: scale, sums, codes
 
 
 class Matrix(ctypes.Structure):
-    """Quantised weights (rows, cols), as kernels.c has them."""
+    """Quantised weights (rows, cols) in panels, as products.h has them."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -36,26 +36,32 @@ class Matrix(ctypes.Structure):
         ("type", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("cols", ctypes.c_int32),
-        ("row_bytes", ctypes.c_int32),
+        ("parts", ctypes.c_int32),
     )
 
 
 class Layer(ctypes.Structure):
+    NORMS = (
+        *("attention_norm", "mlp_norm", "q_norm", "k_norm"),
+        *("attention_post_norm", "mlp_post_norm"),
+    )
+    MATRICES = ("qkv", "out", "gate_up", "down")
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
-        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in NORMS),
+        ("window", ctypes.c_int32),
+        *((name, Matrix) for name in MATRICES),
     )
 
 
 class Model(ctypes.Structure):
+    SIZES = (
+        *("layers", "width", "heads", "groups", "head_dim", "hidden", "vocab"),
+        "activation",
+    )
     _fields_ = (
-        *(
-            (name, ctypes.c_int32)
-            for name in ("layers", "width", "heads", "groups", "head_dim", "hidden", "vocab")
-        ),
-        ("eps", ctypes.c_float),
-        ("norm", ctypes.c_void_p),
-        ("theta", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in SIZES),
+        *((name, ctypes.c_float) for name in ("eps", "scale", "embedding_scale")),
+        *((name, ctypes.c_void_p) for name in ("norm", "theta", "window_theta")),
         ("layer", ctypes.POINTER(Layer)),
         ("embedding", Matrix),
         ("head", Matrix),
@@ -72,10 +78,12 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("TRIVIUM_NATIVE") == "0":
         return None
     path = _compiled()
-    if path is None:
-        return None
+    return None if path is None else _opened(path)
+
+
+def _opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
-    found.trivium_step.restype = ctypes.c_int
+    found.trivium_forward.restype = ctypes.c_int
     os.register_at_fork(after_in_child=found.trivium_forked)
     return found
 
