@@ -3,9 +3,9 @@
     python bench/language.py [--threads 2] [--rounds 3] [--busy]
 
 Peers: transformers (bfloat16, its own loader) and llama-cpp-python, where installed. Each engine
-runs
-in a process of its own, one after the other, `rounds` times in turn; the best round counts, because
-a shared machine only ever makes things slower. `--busy` keeps one core occupied by another process.
+runs in a process of its own, one after the other, `rounds` times in turn; the best round counts,
+because a shared machine only ever makes things slower. `--busy` keeps one core occupied by another
+process. No engine drafts tokens from what the text repeats, since that would measure the text.
 
 Rows: load (s), prefill of 512 tokens (tok/s), decode at batch 1 (tok/s), decode at batch 8 (tok/s),
 time to first token of a second turn behind 1,000 tokens (ms), peak resident memory (MB).
@@ -52,7 +52,9 @@ def ours(path: Path, threads: int) -> dict[str, float]:
     never = dict.fromkeys(engine.tokenizer.stop_ids, -1e9)
 
     def generate(prompt: list[int], count: int, source: Any = engine) -> End:
-        events = source.generate(Request(prompt, max_tokens=count, logit_bias=never))
+        events = source.generate(
+            Request(prompt, max_tokens=count, logit_bias=never, speculate=False)
+        )
         return list(events)[-1]
 
     generate(ids[:64], 8)

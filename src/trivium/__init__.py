@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trivium.errors import TriviumError as TriviumError
     from trivium.hub import find as find
     from trivium.hub import pull as pull
+    from trivium.language.embed import Embedder as Embedder
     from trivium.language.engine import Engine as Engine
     from trivium.language.pretrained import load_pretrained as load_pretrained
     from trivium.language.sampling import Sampling as Sampling
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "llmos.kernel",
     "ChatModel": "llmos.chat_model",
+    "Embedder": "language.embed",
     "Engine": "language.engine",
     "Gateway": "llmos.gateway",
     "LocalModel": "llmos.local",

@@ -341,7 +341,8 @@ def test_leaving_does_not_wait_for_the_compiler(last: str, code: int) -> None:
     assert "compiled" not in run.stderr.replace("compiled_step", "")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore")  # torch warns, and takes an error for a miss of its cache
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the step is for GPUs; a minute on a CPU")
 def test_the_real_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -361,7 +362,7 @@ def test_the_real_compiler(
         pytest.skip("no C++ compiler here")
     assert not said
     assert while_compiling > 3
-    assert counters["inductor"]["fxgraph_cache_miss"] == 0, counters
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
     assert_goes_on(step, cache, ids)

@@ -67,23 +67,19 @@ def test_reduced_precision_keeps_the_quality(
     assert abs(reduced / full - 1) < 0.01, (full, reduced)
 
 
-def test_native_steps_keep_the_quality(
+def test_the_native_pass_keeps_the_quality(
     default_model: Path, ids: torch.Tensor, expected: torch.Tensor
 ) -> None:
-    """Token by token through the kernels: perplexity within 1 %, and the same best token at 95 % of
-    the positions (96.7 % when this was written)."""
-    model = read_gguf(GGUFFile(default_model), CPU, "packed")
-    step = NativeStep.of(model)
+    """Perplexity within 1 %, and the same best token as in float32 at 97 % of the positions (98.3 %
+    when this was written)."""
+    step = NativeStep.of(read_gguf(GGUFFile(default_model), CPU, "packed"))
     if step is None:
         pytest.skip("no C compiler here")
-    cache = KVCache()
     with torch.inference_mode():
-        rows = [model(ids[:, :1], cache)[0].float()]
-        rows += [step([token], [cache]) for token in ids[0, 1:].tolist()]
-    ours = torch.cat(rows)
+        ours = step.extend(ids.tolist(), [KVCache()], every=True)
     full, reduced = perplexity(expected, ids), perplexity(ours, ids)
     assert abs(reduced / full - 1) < 0.01, (full, reduced)
-    assert (ours.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+    assert (ours.argmax(-1) == expected.argmax(-1)).float().mean() > 0.97
 
 
 def test_gemma(published_model: Callable[[str], Path]) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 from openai import OpenAI
+from openai.types.chat import ChatCompletionChunk
 from torch import Tensor
 
 from trivium.language.batching import Batcher, Worker
@@ -32,6 +33,7 @@ CHATML = (
 )
 WITH_TOOLS = "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}" + CHATML
 CONTEXT = 2048
+ASK: list[Any] = [{"role": "user", "content": "Who wrote Hamlet?"}]
 
 
 class Paced(Engine):
@@ -136,16 +138,47 @@ def endless(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"temperature": 0, "logit_bias": {str(letter): 100}}
 
 
+def joined(chunks: list[ChatCompletionChunk], index: int = 0) -> dict[str, Any]:
+    """What the deltas of one choice add up to, by OpenAI's rules."""
+    message: dict[str, Any] = {"content": "", "calls": {}, "logprobs": []}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            if choice.index != index:
+                continue
+            delta = choice.delta
+            message["content"] += delta.content or ""
+            if delta.role:
+                assert "role" not in message, "the role comes once"
+                message["role"] = delta.role
+            for call in delta.tool_calls or ():
+                known = message["calls"].setdefault(call.index, {"arguments": ""})
+                if call.id:
+                    assert "id" not in known and call.function is not None
+                    known |= {"id": call.id, "name": call.function.name, "type": call.type}
+                assert call.function is not None
+                known["arguments"] += call.function.arguments or ""
+            if choice.logprobs:
+                message["logprobs"] += choice.logprobs.content or []
+            if choice.finish_reason:
+                assert "reason" not in message
+                message["reason"] = choice.finish_reason
+    return message
+
+
 @contextmanager
 def running(
-    models: Models, settings: Settings | None = None, *, load: bool = True
+    models: Models,
+    settings: Settings | None = None,
+    *,
+    load: bool = True,
+    host: str = "127.0.0.1",
 ) -> Iterator[str]:
     """The URL of a server, which must end when it is told to, with all its threads."""
     before = set(threading.enumerate())
     if load:
         models.load()
     settings = settings or Settings()
-    listener = bind("127.0.0.1", 0, None)
+    listener = bind(host, 0, None)
     server = Uvicorn(create_app(models, settings))
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve([listener])), name="test-server"

@@ -6,36 +6,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 from openai import BadRequestError, OpenAI
-from openai.types.chat import ChatCompletionChunk
-
-ASK: list[Any] = [{"role": "user", "content": "Who wrote Hamlet?"}]
-
-
-def joined(chunks: list[ChatCompletionChunk], index: int = 0) -> dict[str, Any]:
-    """What the deltas of one choice add up to, by OpenAI's rules."""
-    message: dict[str, Any] = {"content": "", "calls": {}, "logprobs": []}
-    for chunk in chunks:
-        for choice in chunk.choices:
-            if choice.index != index:
-                continue
-            delta = choice.delta
-            message["content"] += delta.content or ""
-            if delta.role:
-                assert "role" not in message, "the role comes once"
-                message["role"] = delta.role
-            for call in delta.tool_calls or ():
-                known = message["calls"].setdefault(call.index, {"arguments": ""})
-                if call.id:
-                    assert "id" not in known and call.function is not None
-                    known |= {"id": call.id, "name": call.function.name, "type": call.type}
-                assert call.function is not None
-                known["arguments"] += call.function.arguments or ""
-            if choice.logprobs:
-                message["logprobs"] += choice.logprobs.content or []
-            if choice.finish_reason:
-                assert "reason" not in message
-                message["reason"] = choice.finish_reason
-    return message
+from tests.server.conftest import ASK, joined
 
 
 @pytest.mark.parametrize(
@@ -106,6 +77,58 @@ def test_usage_and_limits(client: OpenAI) -> None:
             assert usage.completion_tokens == 5
 
 
+def test_usage_of_choices(client: OpenAI) -> None:
+    """The prompt counts once, and what of it was known is told."""
+    text = "An unheard-of question, " * 20
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": text}],
+        "n": 3,
+        "seed": 1,
+        "max_tokens": 6,
+        "logprobs": True,
+    }
+    first, second = (client.chat.completions.create(**asked) for _ in range(2))
+    for answer, known in ((first, False), (second, True)):
+        usage = answer.usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        cached = usage.prompt_tokens_details.cached_tokens or 0
+        assert cached < usage.prompt_tokens and (cached > usage.prompt_tokens - 9 or not known)
+        assert usage.prompt_tokens == (first.usage and first.usage.prompt_tokens)
+        made = sum(len(c.logprobs.content or ()) for c in answer.choices if c.logprobs)
+        # The end token is made, and is no part of the content.
+        ended = sum(choice.finish_reason == "stop" for choice in answer.choices)
+        assert usage.completion_tokens in (made, made + ended)
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert first.system_fingerprint == second.system_fingerprint
+    assert (first.system_fingerprint or "").startswith("fp_")
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_forms_of_the_answer(client: OpenAI, kind: Any) -> None:
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="tiny", messages=ASK, seed=seed, max_tokens=60, response_format={"type": kind}
+        ).choices[0]
+        if kind == "json_object" and answer.finish_reason == "stop":
+            assert isinstance(json.loads(answer.message.content or ""), dict)
+
+
+@pytest.mark.parametrize("stop", ["e", ["zz", "e"]], ids=str)
+def test_stop_strings(client: OpenAI, tokenizer: Any, stop: Any) -> None:
+    first, second = tokenizer.encode("x") + tokenizer.encode("e")
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=ASK,
+        seed=2,
+        stop=stop,
+        max_tokens=200,
+        logit_bias={str(first): 100, str(second): 97},
+    ).choices[0]
+    assert answer.finish_reason == "stop"
+    assert set(answer.message.content or "") <= {"x"}
+
+
 def test_logprobs(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="tiny", messages=ASK, max_tokens=6, temperature=0, logprobs=True, top_logprobs=2
@@ -171,6 +194,22 @@ def test_messages_of_every_kind(client: OpenAI) -> None:
         ({"n": 0}, "n"),
         ({"stop": ["a"] * 10_000}, "stop"),
         ({"stop": ""}, "stop"),
+        ({"stop": [str(i) * 30 for i in range(200)]}, "stop"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"seed": 1.5}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"extra_body": {"top_k": -2}}, "top_k"),
+        ({"extra_body": {"min_p": 2}}, "min_p"),
+        ({"extra_body": {"repeat_penalty": 0}}, "repeat_penalty"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"tool_choice": "some"}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -220,18 +259,6 @@ def test_a_schema_that_is_too_complex(client: OpenAI) -> None:
             )
 
 
-@pytest.mark.parametrize("model", ["tiny", "tools"])
-def test_a_hostile_pattern_is_never_run(client: OpenAI, model: str) -> None:
-    """Python's regular expressions would take for ever to find that it does not match."""
-    pattern = {"type": "string", "pattern": "^(a|a)*b$"}
-    schema = {"type": "object", "properties": {"x": {"anyOf": [pattern, {"type": "string"}]}}}
-    tools = [function("evil", schema), function("read_file", schema)]
-    answer = client.chat.completions.create(
-        model=model, messages=ASK, tools=tools, tool_choice="required", max_tokens=20, seed=1
-    )
-    assert answer.choices[0].finish_reason in ("tool_calls", "length")
-
-
 def test_an_overflow_tells_the_counts(client: OpenAI) -> None:
     for messages, limit in (([{"role": "user", "content": "a b " * 50_000}], 1), (ASK, 100_000)):
         with pytest.raises(BadRequestError) as caught:
@@ -245,118 +272,3 @@ def test_a_base_model_does_not_chat(client: OpenAI) -> None:
         client.chat.completions.create(model="base", messages=ASK)
     with pytest.raises(BadRequestError, match="/v1/embeddings"):
         client.chat.completions.create(model="letters", messages=ASK)
-
-
-# Tools
-
-
-def function(name: str, parameters: dict[str, Any] | None = None) -> Any:
-    described = {"name": name, "description": f"Does {name}."}
-    if parameters is not None:
-        described["parameters"] = parameters  # type: ignore[assignment]
-    return {"type": "function", "function": described}
-
-
-WEATHER = function(
-    "weather",
-    {
-        "type": "object",
-        "properties": {"day": {"enum": ["today", "tomorrow"]}, "hot": {"type": "boolean"}},
-        "required": ["day", "hot"],
-        "additionalProperties": False,
-    },
-)
-NESTED = function(
-    "nested",
-    {
-        "type": "object",
-        "properties": {"at": {"$ref": "#/$defs/point"}},
-        "required": ["at"],
-        "additionalProperties": False,
-        "$defs": {
-            "point": {
-                "type": "object",
-                "properties": {"x": {"enum": [1, 2]}, "y": {"type": "boolean"}},
-                "required": ["x", "y"],
-                "additionalProperties": False,
-            }
-        },
-    },
-)
-BARE = function("bare")
-NAMED = {"type": "function", "function": {"name": "nested"}}
-
-
-@pytest.mark.parametrize("model", ["tiny", "tools"])
-@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
-def test_a_choice_of_tool_is_kept(client: OpenAI, model: str, choice: Any) -> None:
-    tools = [WEATHER, NESTED]
-    schemas = {t["function"]["name"]: t["function"]["parameters"] for t in tools}
-    for seed in range(3):
-        asked: dict[str, Any] = {
-            "model": model,
-            "messages": ASK,
-            "tools": tools,
-            "tool_choice": choice,
-            "parallel_tool_calls": False,
-            "max_tokens": 400,
-            "seed": seed,
-        }
-        answer = client.chat.completions.create(**asked).choices[0]
-        assert answer.finish_reason == "tool_calls"
-        (call,) = answer.message.tool_calls or ()
-        assert call.type == "function" and answer.message.content is None
-        if choice is NAMED:
-            assert call.function.name == "nested"
-        validate(json.loads(call.function.arguments), schemas[call.function.name])
-        streamed = joined(list(client.chat.completions.create(**asked, stream=True)))
-        assert streamed["reason"] == "tool_calls" and streamed["content"] == ""
-        (same,) = streamed["calls"].values()
-        assert (same["name"], same["arguments"]) == (call.function.name, call.function.arguments)
-        assert same["id"].startswith("call_") and same["type"] == "function"
-
-
-@pytest.mark.parametrize("model", ["tiny", "tools"])
-@pytest.mark.parametrize("given", [{}, {"tool_choice": "none"}, {"tool_choice": "auto"}], ids=str)
-def test_tools_may_be_offered(client: OpenAI, model: str, given: dict[str, Any]) -> None:
-    answer = client.chat.completions.create(
-        model=model, messages=ASK, tools=[WEATHER, BARE], seed=1, max_tokens=30, **given
-    )
-    calls = answer.choices[0].message.tool_calls
-    assert not (calls and given.get("tool_choice") == "none")
-    assert bool(calls) == (answer.choices[0].finish_reason == "tool_calls")
-
-
-def test_tools_and_a_form_of_the_answer(client: OpenAI) -> None:
-    """With both, the reply is a call or JSON of that form."""
-    for seed in range(4):
-        answer = client.chat.completions.create(
-            model="tools",
-            messages=ASK,
-            tools=[WEATHER],
-            seed=seed,
-            max_tokens=300,
-            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
-        ).choices[0]
-        if answer.finish_reason == "stop":
-            validate(json.loads(answer.message.content or ""), SCHEMA)
-        else:
-            assert answer.finish_reason == "length" or answer.message.tool_calls
-
-
-@pytest.mark.parametrize(
-    ("tools", "choice", "param"),
-    [
-        ([WEATHER], {"type": "function", "function": {"name": "no"}}, "tool_choice"),
-        ([WEATHER, WEATHER], "auto", "tools"),
-        ([function("f", {"type": "nonsense"})], "auto", "tools.0.function.parameters"),
-        ([function("f", {"type": "array"})], "auto", "tools.0.function.parameters"),
-        ([function("no spaces")], "auto", "tools.0.function.name"),
-    ],
-)
-def test_wrong_tools_are_named(client: OpenAI, tools: Any, choice: Any, param: str) -> None:
-    with pytest.raises(BadRequestError) as caught:
-        client.chat.completions.create(
-            model="tools", messages=ASK, tools=tools, tool_choice=choice, max_tokens=5
-        )
-    assert caught.value.param == param

@@ -161,6 +161,7 @@ def test_other_ways(url: str, method: str, path: str, status: int) -> None:
 
 def test_unknown_fields_are_ignored(url: str) -> None:
     body = CHAT | {"user": "me", "store": True, "service_tier": {"x": [1]}, "stop": None}
+    body |= {"reasoning_effort": "low", "metadata": {}, "parallel_tool_calls": True}
     assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
 
@@ -210,6 +211,25 @@ def test_an_open_address_needs_a_key(host: str) -> None:
         with pytest.raises(UsageError, match="--api-key"):
             bind(host, 0, key)
     bind(host, 0, KEY).close()
+
+
+def test_the_other_loopback(served: Callable[..., Models]) -> None:
+    if not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    with running(served(), host="::1") as url:
+        assert url.startswith("http://[::1]:")
+        assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
+        for host in ("evil.example", "[::2]:80", "127.0.0.1.evil.example"):
+            assert httpx.get(f"{url}/v1/models", headers={"Host": host}).status_code == 403
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
 
 
 def test_addresses_that_cannot_be_had() -> None:

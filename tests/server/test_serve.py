@@ -1,11 +1,14 @@
 """`trivium serve` as a process: what it says, how it stops, what it refuses."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from trivium.cli import main
+from trivium.language.tokenizer import Tokenizer
 
 
 def serve(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
@@ -36,35 +40,63 @@ def folder(tmp_path_factory: pytest.TempPathFactory, engine: object, tokenizer: 
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=65_536,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(folder)  # type: ignore[attr-defined]
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_served_folder(folder: Path, number: signal.Signals, code: int) -> None:
-    arguments = ("-m", str(folder), "--port", "0", "--threads", "1")
-    with serve(*arguments, TRIVIUM_API_KEY="sk-1") as process:
+@contextmanager
+def served(*arguments: str, **environment: str) -> Iterator["tuple[subprocess.Popen[str], str]"]:
+    """A server as a process of its own, when it answers, and its URL."""
+    with serve(*arguments, "--port", "0", "--threads", "1", **environment) as process:
         assert process.stderr is not None
         try:
             first = process.stderr.readline()
             assert first.startswith("trivium: http://127.0.0.1:")
-            url = first.split()[1]
             assert process.stderr.readline() == "trivium: ready\n"
-            key = {"Authorization": "Bearer sk-1"}
-            assert httpx.get(f"{url}/models").status_code == 401
-            assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "mini"
-            body = {"model": "mini", "prompt": "Hello", "max_tokens": 3}
-            answer = httpx.post(f"{url}/completions", json=body, headers=key)
-            assert answer.status_code == 200, answer.text
-            process.send_signal(number)
-            out, rest = process.communicate(timeout=20)
+            yield process, first.split()[1]
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_served_folder(folder: Path, number: signal.Signals, code: int) -> None:
+    with served("-m", str(folder), TRIVIUM_API_KEY="sk-1") as (process, url):
+        key = {"Authorization": "Bearer sk-1"}
+        assert httpx.get(f"{url}/models").status_code == 401
+        assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "mini"
+        body = {"model": "mini", "prompt": "Hello", "max_tokens": 3}
+        answer = httpx.post(f"{url}/completions", json=body, headers=key)
+        assert answer.status_code == 200, answer.text
+        process.send_signal(number)
+        out, rest = process.communicate(timeout=20)
     assert process.returncode == code
     assert out == "" and rest.strip() == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_end_during_a_stream(
+    folder: Path, tokenizer: Tokenizer, number: signal.Signals, code: int
+) -> None:
+    """The answer is cut with an error that says so; a second server cannot have the port."""
+    (letter,) = tokenizer.encode("e")
+    body = {"model": "mini", "prompt": "Hello", "max_tokens": 60_000, "stream": True}
+    body |= {"logit_bias": {str(letter): 100}}
+    with served("-m", str(folder)) as (process, url):
+        port = url.rpartition(":")[2].partition("/")[0]
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=30) as stream:
+            lines = stream.iter_lines()
+            assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["text"] == "e"
+            second = CliRunner().invoke(main, ["serve", "-m", str(folder), "--port", port])
+            assert second.exit_code == 1 and "is taken" in second.stderr
+            process.send_signal(number)
+            *_, fault, done = [line for line in lines if line]
+        assert json.loads(fault.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert done == "data: [DONE]"
+        out, rest = process.communicate(timeout=20)
+    assert (process.returncode, out, rest.strip()) == (code, "", "")
 
 
 @pytest.mark.parametrize(

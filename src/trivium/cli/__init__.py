@@ -24,6 +24,7 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
     "chat": ("trivium.cli.chat:chat", "Talk with a model that has tools, turn by turn."),
     "run": ("trivium.cli.run:run", "Do one request with tools, print the answer and leave."),
     "complete": ("trivium.cli.complete:complete", "Continue a text, without template and tools."),
+    "embed": ("trivium.cli.embed:embed", "Turn texts into vectors, or search among them."),
     "perplexity": (
         "trivium.cli.perplexity:perplexity",
         "Measure how well models predict a text.",
@@ -34,6 +35,7 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
         "List the models that are here and that can be pulled.",
     ),
     "pull": ("trivium.cli.models:pull", "Fetch models and check them."),
+    "export": ("trivium.cli.export:export", "Write a model for other programs."),
     "show": ("trivium.cli.show:show", "Tell what a model is."),
     "rm": ("trivium.cli.models:remove", "Delete a pulled model."),
     "doctor": (

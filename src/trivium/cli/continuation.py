@@ -38,7 +38,7 @@ def collect(note: dict[str, Any], events: Events, show: Callable[["Token | End"]
     """The continuation that `events` make; `show` gets each of them as it comes."""
     from trivium.language.generation import End
 
-    tokens = []
+    tokens: list[Token] = []
     with contextlib.closing(events):  # type: ignore[type-var]
         for event in events:
             show(event)

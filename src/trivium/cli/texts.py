@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from trivium.errors import NotFound, UsageError
 
 LONGEST = 10 << 20  # bytes of one text
 PART = 1 << 16  # bytes
+USUAL = ("text", "input")  # the field of a record, if none is named
 FORMATS = ("lines", "jsonl", "csv", "tsv")
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
@@ -61,11 +62,11 @@ class Input:
     def texts(self, format: str, field: str | None = None) -> Iterator[tuple[int, str]]:
         """The texts, each with the number of the line that it ends in.
 
-        field: which one of a record; by default `text`, or the only column of a table
+        field: which one of a record; by default `text`, `input`, or the only one there is
         Raises UsageError, which names the line, for what is wrong with it.
         """
         if format == "jsonl":
-            return self._records(field or "text")
+            return self._records(field)
         if format in ("csv", "tsv"):
             return self._rows("," if format == "csv" else "\t", field)
         if field is not None:
@@ -89,7 +90,7 @@ class Input:
             except UnicodeDecodeError:
                 raise UsageError(f"{self.name}, line {number}, is not UTF-8 text") from None
 
-    def _records(self, field: str) -> Iterator[tuple[int, str]]:
+    def _records(self, field: str | None) -> Iterator[tuple[int, str]]:
         for number, line in self._lines():
             if not line.strip():
                 continue
@@ -98,11 +99,12 @@ class Input:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{place}: not valid JSON ({error})") from None
-            if isinstance(record, dict):
-                record = _chosen(record, field, place)
-            if not isinstance(record, str):
-                raise UsageError(f"{place}: expected text, or an object with {field!r}")
-            yield number, record
+            text = (
+                record[_chosen(list(record), field, place)] if isinstance(record, dict) else record
+            )
+            if not isinstance(text, str):
+                raise UsageError(f"{place}: expected text, not {json.dumps(text)[:80]}")
+            yield number, text
 
     def _rows(self, delimiter: str, field: str | None) -> Iterator[tuple[int, str]]:
         csv.field_size_limit(LONGEST)
@@ -111,7 +113,7 @@ class Input:
             header = next(reader, None)
             if header is None:
                 return
-            column = _column(header, field, self.name)
+            column = header.index(_chosen(header, field, self.name))
             for row in reader:
                 if not row:
                     continue
@@ -124,19 +126,15 @@ class Input:
             raise UsageError(f"{self.name}, line {reader.line_num}: {error}") from None
 
 
-def _chosen(record: dict[str, Any], field: str, place: str) -> Any:
-    if field not in record:
-        names = ", ".join(map(repr, record)) or "no field at all"
-        raise UsageError(f"{place}: no field {field!r}; --field takes one of {names}")
-    return record[field]
-
-
-def _column(header: list[str], field: str | None, name: str) -> int:
-    wanted = field if field is not None else header[0] if len(header) == 1 else "text"
-    if wanted in header:
-        return header.index(wanted)
-    known = ", ".join(map(repr, header))
-    raise UsageError(f"{name}: no column {wanted!r}; --field takes one of {known}")
+def _chosen(names: list[str], field: str | None, place: str) -> str:
+    """The name of the field that holds the text."""
+    likely = [name for name in USUAL if name in names] or (names if len(names) == 1 else [])
+    if field is not None or not likely:
+        likely = [name for name in names if name == field]
+    if likely:
+        return likely[0]
+    wanted = f"no field {field!r}" if field is not None else "which field is the text?"
+    raise UsageError(f"{place}: {wanted} --field takes one of {', '.join(map(repr, names))}")
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 One thread, the `Worker`, computes: it owns the models, so that nothing else touches their caches
 and no two computations fight for the cores. It goes in rounds. In each, every `Batcher` (the
-requests of one model) takes a turn, and one piece of other work is done (`call`). In its turn a
-batcher
+requests of one model) takes a turn, and one piece of other work may be done (`call`), which gets at
+most half of the time. In its turn a batcher
 
 1. drops the requests that nobody waits for any more and takes in new ones;
-2. reads a chunk of their prompts (`Engine.chunk` tokens, whoever they belong to). The prompt with
+2. reads a chunk of their prompts (`Engine.chunk_behind`), whoever they belong to. The prompt with
    the least left to read and the one that came first are served by turns, so that short prompts
    pass long ones and long ones still get on;
 3. makes one step, a token or more for everybody else.
@@ -21,6 +21,7 @@ not depend on its neighbours.
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -56,7 +57,8 @@ class Worker:
     def submit(self, function: Callable[[], T]) -> "Future[T]":
         """Have `function` computed between two steps; others wait meanwhile, so let it be short.
 
-        Calls are made in the order they came, one in a round. Raises TriviumError after `close`.
+        Calls are made in the order they came, one in a round, and none before the batchers had as
+        long as the last one took. Raises TriviumError after `close`.
         """
         future: Future[T] = Future()
         with self.changed:
@@ -88,11 +90,16 @@ class Worker:
             self._batchers.remove(batcher)
 
     def _work(self) -> None:
+        owed = 0.0  # seconds that the batchers may have before the next call
         while self._due():
+            start = time.monotonic()
             for batcher in list(self._batchers):
                 batcher.turn()
-            if self._calls:
+            between = time.monotonic()
+            owed -= between - start
+            if self._calls and (owed <= 0 or not any(b.busy for b in self._batchers)):
                 _compute(*self._calls.popleft())
+                owed = time.monotonic() - between
         shut = TriviumError("the engine was shut down")
         for _, future in self._calls:
             with contextlib.suppress(InvalidStateError):
@@ -229,12 +236,9 @@ class Batcher:
 
     def _read_prompts(self) -> None:
         """A chunk, or as many short prompts as are one together."""
-        room = self.engine.chunk
-        while job := self._newcomer():
-            size = min(job.run.unread, self.engine.chunk)
-            if size > room:
-                return
-            room -= size
+        room = 1.0
+        while (job := self._newcomer()) and job.run.share <= room:
+            room -= job.run.share
             self._oldest_first = not self._oldest_first
             with self._reporting(job):
                 if job.run.read_prompt():

@@ -23,6 +23,8 @@ from trivium import hub
 from trivium.errors import UsageError
 from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
+from trivium.language.families import gguf_family, hf_family
+from trivium.language.families.bert import BERT
 from trivium.language.pretrained import Precision, pick_device, read_folder, read_gguf
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
@@ -39,6 +41,13 @@ def mean(features: Tensor, real: Tensor) -> Tensor:
 def first(features: Tensor, real: Tensor) -> Tensor:
     """The vector of the first token, [CLS]."""
     return features[:, 0]
+
+
+def is_embedder(path: Path) -> bool:
+    """Whether the model of a folder or GGUF file reads a text as a whole, so makes embeddings."""
+    if path.is_dir():
+        return hf_family(read_json(path / "config.json")) is BERT
+    return gguf_family(GGUFFile(path).metadata) is BERT
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean, "cls": first}
@@ -74,18 +83,20 @@ class Embedder:
         """
         path = hub.find(str(model))
         place = pick_device(device)
-        if path.is_dir():
-            made = _from_folder(path, read_folder(path, place, precision))
-        else:
-            file = GGUFFile(path)
-            made = _from_gguf(path, file.metadata, read_gguf(file, place, precision))
-        if made.model.config.causal:  # its last token alone would have seen everything
+        if not is_embedder(path):  # its last token alone would have seen everything
             raise UsageError(f"{path} generates text; an embedding model (BERT) is needed here")
-        return made
+        if path.is_dir():
+            return _from_folder(path, read_folder(path, place, precision))
+        file = GGUFFile(path)
+        return _from_gguf(path, file.metadata, read_gguf(file, place, precision))
 
     @property
     def width(self) -> int:
         return self.model.config.width
+
+    def length(self, text: str) -> int:
+        """Its tokens, markup included."""
+        return len(self.tokenizer.encode(text, wrap=True))
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], *, truncate: bool = False, batch: int = BATCH) -> Tensor:

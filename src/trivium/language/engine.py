@@ -3,7 +3,8 @@
 `Engine` keeps the caches of the last prompts in slots. A new prompt takes over the slot with which
 it shares the longest beginning and computes only what differs, so that the second turn of a
 conversation, or the next request behind the same instructions, does not pay for the first again.
-Cached and uncached decoding give the same logits, up to the order of summation.
+Cached and uncached decoding give the same logits: to the bit where the native pass computes them,
+up to the order of summation elsewhere.
 
 T tokens, V vocabulary.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.errors import UsageError
+from trivium.language.compiled_step import CompiledStep
 from trivium.language.constrain import Constrainer
 from trivium.language.generation import End, Request, Run, Token
 from trivium.language.native_step import NativeStep
@@ -26,6 +28,7 @@ from trivium.language.slots import Slot, Slots
 # Tokens of a prompt that are read at once. It bounds the memory of a long prompt, and how long the
 # others of a batch wait; on a CPU more tokens together are no faster.
 CPU_CHUNK, GPU_CHUNK = 128, 512
+ATTENTION = 3  # how many times as long an operation of attention takes as one of a matrix product
 DRAFT_ROWS = 16  # tokens read in one step, drafts among them
 FEW_RUNS = 8  # from here on a step is busy enough without drafts
 FEATURE_BATCH = 32  # texts
@@ -46,6 +49,7 @@ class Engine:
         self.slots = Slots()
         self.chunk = CPU_CHUNK if language_model.device.type == "cpu" else GPU_CHUNK
         self._native = NativeStep.of(self.model)
+        self._compiled = CompiledStep.of(self.model)
         # Whether the logits of `extend` are the same to the bit however many tokens it reads at
         # once. Only then are drafts read: otherwise a near tie could fall the other way.
         self.exact_rows = self._native is not None
@@ -166,10 +170,25 @@ class Engine:
             pass
         return logits
 
+    def chunk_behind(self, depth: int) -> int:
+        """How many tokens of a prompt are read at once behind `depth` others.
+
+        The deeper, the fewer, since each looks back at all before it: so a chunk takes about as
+        long anywhere. The rule depends on nothing else, so prompts are always cut alike.
+        """
+        config = self.model.config
+        head_dim = config.head_dim or config.width // config.heads
+        mixed = config.heads * head_dim  # numbers that attention makes of a token
+        weights = config.width * (4 * mixed + 3 * config.hidden)  # of a layer, nearly
+        even = weights // (2 * ATTENTION * mixed)  # where looking back takes as long as the rest
+        # Without the native pass few rows cost nearly as much as many.
+        least = self.chunk // (8 if self._native is not None else 2)
+        return max(1, least, self.chunk * even // (even + depth))
+
     def read_chunk(self, slot: Slot, prompt: Sequence[int]) -> Tensor | None:
         """Compute the next chunk; the logits (V,) when it was the last one."""
         done = len(slot.ids)
-        chunk = list(prompt[done : done + self.chunk])
+        chunk = list(prompt[done : done + self.chunk_behind(done)])
         logits = self._forward(slot, chunk)
         return logits[-1] if done + len(chunk) == len(prompt) else None
 
@@ -181,10 +200,14 @@ class Engine:
         """
         before = [len(slot.ids) for slot in slots]
         try:
-            if self._native is None:
+            caches = [slot.cache for slot in slots]
+            if self._native is not None:
+                logits = self._native.extend(ids, caches, every=True)
+            elif self._compiled is not None and all(len(new) == 1 for new in ids):
+                logits = self._compiled([new[0] for new in ids], caches)
+            else:
                 pairs = zip(slots, ids, strict=True)
                 return [self._forward(slot, list(new), every=True) for slot, new in pairs]
-            logits = self._native.extend(ids, [slot.cache for slot in slots], every=True)
             for slot, new in zip(slots, ids, strict=True):
                 slot.ids += new
             return list(logits.split_with_sizes([len(new) for new in ids]))

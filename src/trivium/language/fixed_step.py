@@ -61,7 +61,7 @@ class FixedAttention(nn.Module):
 def look(of: SelfAttention, layer: int, qk: Tensor, v: Tensor, view: View) -> Tensor:
     """qk (R, 1, H + G, D), v (R, 1, G, D) → (R, 1, H·D), zero in the padding"""
     batch = len(view.rows)
-    q, k = qk[:batch].split([of.heads, of.groups], dim=2)
+    q, k = qk[:batch, :, : of.heads], qk[:batch, :, of.heads :]
     store, seen = view.stores[layer], view.seen
     store[0][view.rows, :, view.write] = k[:, 0]
     store[1][view.rows, :, view.write] = v[:batch, 0]
@@ -89,7 +89,8 @@ class Pool:
     """Keys and values of some sequences, in the rows of tensors that stay where they are."""
 
     def __init__(self, model: Transformer, rows: int, capacity: int) -> None:
-        of, like = model.layers[0].attention, parameter_of(model)
+        first: Any = model.layers[0]
+        of, like = first.attention, parameter_of(model)
         self.rows, self.capacity, self._window = rows, capacity, model.config.window
         with torch.inference_mode(False):  # a cache may be written to outside of it later
             self._stores = [

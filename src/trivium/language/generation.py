@@ -1,6 +1,5 @@
 """One generation: what is asked for, what comes out, and the request on its way between them."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +18,7 @@ from trivium.language.sampling import (
 from trivium.language.slots import Slot
 from trivium.language.speculative import PromptLookup
 from trivium.language.tokenizer import StopStrings, StreamDecoder
+from trivium.nn.threads import one_thread
 
 if TYPE_CHECKING:
     from trivium.language.engine import Engine
@@ -61,17 +61,6 @@ class End:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small work between two steps: PyTorch's helpers would spin on, against those of the step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Run:
@@ -125,6 +114,11 @@ class Run:
     def unread(self) -> int:
         """How many tokens of the prompt are still to be read."""
         return len(self._prompt) - len(self.slot.ids)
+
+    @property
+    def share(self) -> float:
+        """How much of a whole chunk is to be read next, up to 1."""
+        return min(1.0, self.unread / self._engine.chunk_behind(len(self.slot.ids)))
 
     def read_prompt(self) -> bool:
         """Compute the next chunk of the prompt; True when all of it has been read."""

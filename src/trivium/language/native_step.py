@@ -6,7 +6,8 @@ at once, in pieces or token by token has the same logits to the bit.
 
 Activations are rounded to 8 bits by blocks of 32 before a product; to 16 where they make queries,
 keys, values and logits, which suffer most (two thirds of the divergence from float32 comes from
-there). The stream is float32; keys and values are kept in half precision in the `KVCache` of each sequence.
+there). The stream is float32; keys and values are kept in half precision in the `KVCache` of each
+sequence.
 """
 
 import ctypes
@@ -157,7 +158,7 @@ class NativeStep:
         return own.data_ptr()
 
 
-def _address(numbers: array) -> ctypes.c_void_p:
+def _address(numbers: "array[int]") -> ctypes.c_void_p:
     return ctypes.c_void_p(numbers.buffer_info()[0])
 
 

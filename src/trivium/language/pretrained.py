@@ -23,6 +23,7 @@ from trivium.language.transformer import Transformer
 from trivium.nn import native
 from trivium.nn.packed import BLOCK, PackedLinear, pack
 from trivium.nn.quantized import Int8Linear
+from trivium.nn.threads import one_thread
 
 Precision = Literal["auto", "packed", "int8", "bfloat16", "float32"]
 
@@ -52,7 +53,11 @@ def load_pretrained(
     weights), or "int8" where the native kernels cannot be had, and bfloat16 elsewhere.
     Raises NotFound and UsageError, in one line, for whatever is wrong with the files.
     """
-    place = pick_device(device)
+    with one_thread():  # copies, at which more threads gain nothing
+        return _load(path, pick_device(device), precision)
+
+
+def _load(path: Path, place: torch.device, precision: Precision) -> LanguageModel:
     if precision == "auto":
         small: Precision = "packed" if native.library() is not None else "int8"
         precision = small if place.type == "cpu" else "bfloat16"

@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):
         _, size, head = TYPES[self.kind]
         count, across, row = self.panels.shape
         lanes = row // size
-        scales, codes = self.panels.split([lanes * head, lanes * (size - head)], dim=-1)
+        scales, codes = self.panels[..., : lanes * head], self.panels[..., lanes * head :]
         parts = [
             part.view(count, across, -1, lanes, width).transpose(2, 3).flatten(3)
             for part, width in ((scales, 2), (codes, 4))

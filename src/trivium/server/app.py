@@ -67,6 +67,11 @@ class Application:
     server: Server
 
 
+def streamed(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+    """What a route says of its answers: JSON, or events if the request asked for a stream."""
+    return {200: {"model": model, "content": {"text/event-stream": {}}}}
+
+
 def create_app(models: Models, settings: Settings = Settings()) -> Application:
     """The server over `models`, which are loaded by somebody else; until then it answers 503."""
     metrics = Metrics()
@@ -149,11 +154,11 @@ def _answering(server: Server) -> APIRouter:
 
         return await attended(request, whole())
 
-    @router.post("/v1/chat/completions", responses={200: {"model": schema.ChatReply}})
+    @router.post("/v1/chat/completions", responses=streamed(schema.ChatReply))
     async def chat_completions(body: schema.ChatRequest, request: Request) -> Response:
         return await answer(chat, server.models.language(body.model), body, request)
 
-    @router.post("/v1/completions", responses={200: {"model": schema.CompletionReply}})
+    @router.post("/v1/completions", responses=streamed(schema.CompletionReply))
     async def text_completions(body: schema.CompletionRequest, request: Request) -> Response:
         return await answer(completions, server.models.language(body.model), body, request)
 

@@ -114,7 +114,7 @@ class CallReader:
         held = self._held.removeprefix("}").lstrip()
         end = "]" if self._form.listed else self._form.end
         if held.startswith(","):
-            self._read = self._head
+            self._held, self._read = held, self._head
         elif end and held.startswith(end):
             self._held = held.removeprefix(end)
             self._read = self._text

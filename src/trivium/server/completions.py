@@ -10,9 +10,9 @@ import torch
 from trivium.language.engine import Engine
 from trivium.language.generation import Token
 from trivium.language.sampling import log_probabilities
+from trivium.language.slots import Slot
 from trivium.language.tokenizer import StreamDecoder
 from trivium.llmos.messages import Finish, Usage
-from trivium.nn.attention import KVCache
 from trivium.server.errors import ApiError
 from trivium.server.generation import check_room, request, text_reader, token_text
 from trivium.server.plan import Choice, Pieces, Plan, Said, Total, answering
@@ -22,7 +22,7 @@ from trivium.server.streams import Events
 from trivium.server.workers import Job, Place
 
 DEFAULT_TOKENS = 16  # OpenAI's
-ECHO_CHUNK = 128  # tokens; bounds the memory of the logits of a prompt, and how long others wait
+ECHO_LOGITS = 8 << 20  # numbers that are held at once: 32 MB
 
 
 def plan(model: Language, body: CompletionRequest) -> Plan:
@@ -96,30 +96,32 @@ def _echo(
         answer(place)
         return
 
+    call, slots = model.batcher.worker.call, model.engine.slots
+
     def work() -> None:
-        # The first token follows nothing and has no probability.
-        tokens, cache = [Token(prompt[0], "")], KVCache()
-        for start in range(0, len(prompt) - 1, ECHO_CHUNK):
-            if place.left.is_set():
-                return
-            score = partial(_score, model.engine, prompt, start, cache, top)
-            tokens += model.batcher.worker.call(score)
+        tokens = [Token(prompt[0], "")]  # follows nothing and has no probability
+        slot, _ = call(partial(slots.acquire, prompt[:1]))
+        try:
+            while len(tokens) < len(prompt):
+                if place.left.is_set():
+                    return
+                tokens += call(partial(_score, model.engine, slot, prompt, top))
+        finally:
+            call(partial(slots.release, slot))  # the answer begins with what was read
         place.post([Said(text, tuple(tokens))])
         answer(place)
 
     place.thread(work)
 
 
-@torch.inference_mode()
-def _score(
-    engine: Engine, prompt: Sequence[int], start: int, cache: KVCache, top: int
-) -> list[Token]:
+def _score(engine: Engine, slot: Slot, prompt: Sequence[int], top: int) -> list[Token]:
     """Read a chunk of the prompt; the tokens that follow each of its own."""
-    ids = list(prompt[start : start + ECHO_CHUNK])
-    block = torch.tensor([ids], device=engine.language_model.device)
-    rows = engine.model.logits(engine.model.features(block, cache)[0]).float()
+    start = len(slot.ids)
+    size = max(1, min(engine.chunk_behind(start), ECHO_LOGITS // engine.model.config.vocab_size))
+    targets = prompt[start + 1 : start + 1 + size]
+    (rows,) = engine.extend([slot], [prompt[start : start + len(targets)]])
     tokens = []
-    for row, id in zip(rows, prompt[start + 1 : start + 1 + ECHO_CHUNK], strict=False):
+    for row, id in zip(rows, targets, strict=True):
         logprobs = log_probabilities(row)
         best = torch.topk(logprobs, min(top, len(logprobs)))
         pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))

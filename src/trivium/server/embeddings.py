@@ -13,7 +13,7 @@ from trivium.server.schema import MOST_INPUTS, EmbeddingRequest
 from trivium.server.served import Embedding, pieces
 from trivium.server.workers import Place
 
-PIECE = 512  # tokens; between pieces others compute, and the work can be stopped
+PIECE = 256  # tokens; between pieces others compute, and the work can be stopped
 
 
 def texts(body: EmbeddingRequest) -> list[str]:

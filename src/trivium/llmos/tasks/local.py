@@ -142,8 +142,8 @@ class EngineAsker(Asker):
         return tokenizer.decode(made), cut
 
     def _closers(self) -> Tensor:
-        """Logits (V,) that prefer what ends a value: a quote (within a string, } is only a character), } and ],
-        then what is short."""
+        """Logits (V,) that prefer what ends a value: a quote (within a string, } is only a
+        character), } and ], then what is short."""
         if self._closing is None:
             tokenizer = self.engine.tokenizer
             spelled = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
