@@ -25,9 +25,10 @@ from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
 from trivium.language.families import gguf_family, hf_family
 from trivium.language.families.bert import BERT
-from trivium.language.pretrained import Precision, pick_device, read_folder, read_gguf
+from trivium.language.pretrained import Precision, read_folder, read_gguf
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
+from trivium.nn.devices import pick_device
 
 BATCH = 32  # texts
 

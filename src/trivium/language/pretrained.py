@@ -21,6 +21,7 @@ from trivium.language.families import gguf_config, gguf_family, hf_config, hf_fa
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
 from trivium.nn import native
+from trivium.nn.devices import pick_device
 from trivium.nn.packed import BLOCK, PackedLinear, pack
 from trivium.nn.quantized import Int8Linear
 from trivium.nn.threads import one_thread
@@ -80,21 +81,6 @@ def _generator(path: Path, model: Transformer) -> Transformer:
             "(trivium.language.embed)"
         )
     return model
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the first of cuda, mps, cpu that is there."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:200]
-        raise UsageError(f"device {device!r} cannot be used here: {reason}") from None
-    return chosen
 
 
 def read_folder(folder: Path, device: torch.device, precision: str) -> Transformer:
