@@ -38,6 +38,13 @@ class KVCache:
         seen = store[:, :, :, :end].to(k.dtype)  # the same tensor, but for a cache of native code
         return seen[0], seen[1]
 
+    def last(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The pair (B, G, D) that was stored of the last token; None if there is none."""
+        if not self.length:
+            return None
+        newest = self._stores[layer][:, :, :, self.length - 1]
+        return newest[0], newest[1]
+
     def reserve(self, count: int, layers: int, groups: int, width: int) -> list[Tensor]:
         """The stores of all layers (2, 1, G, capacity, D) in half precision, with room for `count`
         more tokens; for native code that writes into them itself."""
@@ -97,15 +104,20 @@ def attend(
     causal: bool = False,
     window: int | None = None,
     real: Tensor | None = None,
+    bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(QKᵀ·scale)V for q (B, H, T, D) and k, v (B, G, S, D) with G dividing H.
+    """softmax(QKᵀ·scale + bias)V for q (B, H, T, D) and k, v (B, G, S, D) with G dividing H.
 
     causal: the T queries are the last of the S positions, and none looks ahead
     window: with `causal`, each query sees itself and the window − 1 positions before it
     real: (B, S) bool, False where a key is padding that nobody may look at
+    bias: (B, H, T, S), −∞ where a query may not look; instead of the three before
     scale: 1/√D unless given
     """
+    if bias is not None:
+        assert not causal and window is None and real is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     batch, heads, count, width = q.shape
     if window is not None:  # drop the keys that no query reaches
         reach = window + count - 1
