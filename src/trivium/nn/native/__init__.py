@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from trivium.files import cache_home
@@ -89,19 +90,25 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def _compiled() -> Path | None:
-    """The shared library for this source and this processor, built if it is not there yet."""
+    return compiled(SOURCE, tuple(SOURCE.with_name(name) for name in INCLUDED))
+
+
+def compiled(source: Path, included: Sequence[Path] = (), flags: Sequence[str] = ()) -> Path | None:
+    """The shared library of a C file for this processor, built if it is not there yet; None if it
+    cannot be built. flags: beyond FLAGS, which they may overrule."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    text = b"".join(SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, *INCLUDED))
-    key = hashlib.sha256(text + repr((FLAGS, _processor())).encode()).hexdigest()
-    path = cache_home() / "native" / f"kernels-{key[:16]}.so"
+    text = b"".join(path.read_bytes() for path in (source, *included))
+    options = (*FLAGS, *flags)
+    key = hashlib.sha256(text + repr((options, _processor())).encode()).hexdigest()
+    path = cache_home() / "native" / f"{source.stem}-{key[:16]}.so"
     if path.is_file():
         return path
     if compiler is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / "kernels.so"
-        command = [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+        built = Path(folder) / path.name
+        command = [compiler, *options, "-o", str(built), str(source), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=120)
         except (OSError, subprocess.SubprocessError):
