@@ -1,0 +1,7 @@
+"""Recipes: one run per file, each a frozen `Config` and `main(config)`.
+
+The only place where data, model, loss and training meet. `trivium train NAME` runs one.
+"""
+
+RECIPES: dict[str, str] = {  # name: the first line of the module's docstring, as a test checks
+}
