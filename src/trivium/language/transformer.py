@@ -28,6 +28,7 @@ from trivium.nn.positions import (
     rotate_window,
 )
 from trivium.nn.quantized import Int8Linear
+from trivium.nn.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,9 @@ class Block(nn.Module):
         cache: KVCache | None,
         layer: int,
         real: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), angles, cache, layer, real)
+        x = x + self.attention(self.attention_norm(x), angles, cache, layer, real, segments)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -192,8 +194,9 @@ class PostNormBlock(nn.Module):
         cache: KVCache | None,
         layer: int,
         real: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, angles, cache, layer, real))
+        x = self.attention_norm(x + self.attention(x, angles, cache, layer, real, segments))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -216,8 +219,9 @@ class SandwichBlock(nn.Module):
         cache: KVCache | None,
         layer: int,
         real: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
-        y = self.attention(self.attention_norm(x), angles, cache, layer, real)
+        y = self.attention(self.attention_norm(x), angles, cache, layer, real, segments)
         x = x + self.attention_post_norm(y)
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
@@ -274,20 +278,37 @@ class Transformer(nn.Module):
             elif "norm" not in name:
                 parameter.normal_(0, 0.02)
 
-    def enter(self, ids: Tensor, start: int = 0) -> tuple[Tensor, Any]:
-        """ids (B, T), of which the first stands at position `start` → the stream (B, T, C) before
-        the first block, and the angles for the blocks."""
-        x, angles = self.position(self.embedding.rows(ids), start)
+    def enter(
+        self, ids: Tensor, start: int = 0, positions: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """ids (B, T), of which the first stands at position `start`, or each at its own of
+        `positions` → the stream (B, T, C) before the first block, and the angles for the blocks."""
+        x, angles = self.position(self.embedding.rows(ids), start, positions)
         return self.stem(x), angles
 
     def features(
-        self, ids: Tensor, cache: KVCache | None = None, *, real: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        real: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """ids (B, T) → the normalised stream (B, T, C). With a cache, ids continue what it
-        holds. `real` (B, T) bool is False where a token is padding, at which nobody looks."""
-        x, angles = self.enter(ids, cache.length if cache is not None else 0)
+        """ids (B, T) → the normalised stream (B, T, C).
+
+        cache: ids continue what it holds
+        real: (B, T) bool, False where a token is padding, at which nobody looks
+        segments: (B, T), equal for tokens of the same text; −1 is padding. Each text is computed
+            as in a row of its own. Without the other two.
+        """
+        packed = None
+        if segments is not None:
+            assert cache is None and real is None
+            packed = Segments.of(segments)
+        start = cache.length if cache is not None else 0
+        x, angles = self.enter(ids, start, None if packed is None else packed.positions)
         for i, block in enumerate(self.layers):
-            x = block(x, angles, cache, i, real)
+            x = block(x, angles, cache, i, real, packed)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x)

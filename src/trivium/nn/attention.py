@@ -6,13 +6,16 @@ head.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.nn.positions import rotate
+
+if TYPE_CHECKING:
+    from trivium.nn.segments import Segments
 
 
 class KVCache:
@@ -187,9 +190,11 @@ class SelfAttention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         real: Tensor | None = None,
+        segments: "Segments | None" = None,
     ) -> Tensor:
         """x (B, T, C) → (B, T, C). `angles` come from the position; `cache` holds what came
-        before; `real` (B, T) is False at padding."""
+        before; `real` (B, T) is False at padding. With `segments`, and neither of the two, no text
+        of a row sees another."""
         B, T, _ = x.shape
         H, G = self.heads, self.groups
         qkv = self.qkv(x).view(B, T, H + 2 * G, self.head_dim)
@@ -201,5 +206,9 @@ class SelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        y = attend(q, k, v, causal=self.causal, window=self.window, real=real, scale=self.scale)
+        kind = {"causal": self.causal, "window": self.window, "scale": self.scale}
+        if segments is None:
+            y = attend(q, k, v, real=real, **kind)
+        else:
+            y = segments.attend(q, k, v, **kind)
         return self.out(y.transpose(1, 2).reshape(B, T, H * self.head_dim))

@@ -63,22 +63,30 @@ class Rotary(nn.Module):
         self.head_dim, self.base, self.scaling = head_dim, base, scaling
         self._table: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, start: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def forward(
+        self, x: Tensor, start: int, positions: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """x (B, T, C) at positions start … start+T−1 → x, and cos and sin of (T, 1, D). The first
-        half of sin is negated, so that the rotation is x·cos + swap(x)·sin."""
+        half of sin is negated, so that the rotation is x·cos + swap(x)·sin. With `positions`
+        (B, T), all below start + T, these are of (B, T, 1, D)."""
         end = start + x.shape[1]
         table = self._table
-        if table is None or len(table[0]) < end or table[0].dtype != x.dtype:
-            theta = frequencies(self.head_dim, self.base, self.scaling)
-            size = max(256, 1 << (end - 1).bit_length())
-            angles = torch.outer(torch.arange(size, dtype=torch.float32), theta)[:, None]
-            cos, sin = angles.cos(), angles.sin()
-            table = (
-                torch.cat([cos, cos], -1).to(x.device, x.dtype),
-                torch.cat([-sin, sin], -1).to(x.device, x.dtype),
-            )
-            self._table = table
-        return x, (table[0][start:end], table[1][start:end])
+        if table is None or len(table[0]) < end or not _alike(table[0], x):
+            table = self._table = self._made(end, x)
+        where = slice(start, end) if positions is None else positions
+        return x, (table[0][where], table[1][where])
+
+    @torch.compiler.disable
+    @torch.inference_mode(False)  # what was made while a text was generated serves training too
+    def _made(self, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        theta = frequencies(self.head_dim, self.base, self.scaling)
+        size = max(256, 1 << (end - 1).bit_length())
+        angles = torch.outer(torch.arange(size, dtype=torch.float32), theta)[:, None]
+        cos, sin = angles.cos(), angles.sin()
+        return (
+            torch.cat([cos, cos], -1).to(like.device, like.dtype),
+            torch.cat([-sin, sin], -1).to(like.device, like.dtype),
+        )
 
 
 class WindowedRotary(nn.Module):
@@ -89,9 +97,11 @@ class WindowedRotary(nn.Module):
         super().__init__()
         self.full, self.window = full, window
 
-    def forward(self, x: Tensor, start: int) -> tuple[Tensor, tuple[Any, Any]]:
-        """x (B, T, C) at positions start … start+T−1 → x, and the angles of both kinds."""
-        return x, (self.full(x, start)[1], self.window(x, start)[1])
+    def forward(
+        self, x: Tensor, start: int, positions: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, Any]]:
+        """x (B, T, C) → x, and the angles of both kinds."""
+        return x, (self.full(x, start, positions)[1], self.window(x, start, positions)[1])
 
 
 class LearnedPosition(nn.Module):
@@ -101,8 +111,15 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(context, width))
 
-    def forward(self, x: Tensor, start: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        return x + self.weight[start : start + x.shape[1]], None
+    def forward(
+        self, x: Tensor, start: int, positions: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        where = slice(start, start + x.shape[1]) if positions is None else positions
+        return x + self.weight[where], None
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
