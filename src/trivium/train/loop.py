@@ -68,7 +68,7 @@ def train(
     batches: micro-batches (of this rank), dicts of tensors. The run ends early when they do. They
         are taken when a step begins and not before, so they may depend on the weights. To go on at
         once after a stop they have `state() -> dict` (JSON) and `load(state)`; those of others are
-        drawn and dropped up to the place.
+        drawn and dropped up to the place, so they must be the same each time.
     folder: where snapshots are kept. If there are some, the run goes on from the newest one.
 
     What the caller does between two steps (evaluating, sampling) draws from random numbers of its
@@ -150,7 +150,12 @@ def _steps(
         # Of several ranks, others may be elsewhere, and could not save together with this one.
         alone = stopped is None or world.size == 1
         if sound and alone and run.number != saved and not isinstance(stopped, KeyboardInterrupt):
-            run.save()
+            try:
+                run.save()
+            except TriviumError as error:
+                if stopped is None:
+                    raise
+                print(f"not saved: {error}", file=sys.stderr)  # beside what stopped the run
 
 
 def _share(value: float, weight: float) -> float:

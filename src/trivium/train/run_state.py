@@ -15,7 +15,7 @@ from trivium.train import snapshots
 from trivium.train.config import TrainConfig
 from trivium.train.optimizers import Optimizers
 from trivium.train.parallel import World, told
-from trivium.train.randomness import Randomness
+from trivium.train.randomness import Randomness, kept
 from trivium.train.snapshots import Snapshot
 
 
@@ -49,8 +49,10 @@ class RunState:
         )
         self._misses = 0
         self._random = Randomness.seeded(config.seed + 1_000_003 * world.rank, world.device)
-        if folder is not None and (newest := snapshots.newest(folder)) is not None:
-            self._load(Snapshot(newest))
+        if folder is not None:
+            snapshots.prepare(folder)
+            if (newest := snapshots.newest(folder)) is not None:
+                self._load(Snapshot(newest))
 
     # -- the data and the random numbers ----------------------------------------------------------
 
@@ -59,7 +61,7 @@ class RunState:
         if self._place is not None and hasattr(self._batches, "load"):
             self._batches.load(self._place)
             return iter(self._batches)
-        with self.drawing():
+        with self.drawing() if not self.taken else kept(self.world.device):
             source = iter(self._batches)
             next(islice(source, self.taken, self.taken), None)
         return source

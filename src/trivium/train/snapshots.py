@@ -12,6 +12,7 @@ and renamed, so that a crash leaves none or a whole one.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -56,6 +57,16 @@ class Rows:
         return cls(local, start or 0, tuple(tensor.shape), True)
 
 
+def prepare(folder: Path) -> None:
+    """Make the place for snapshots. Raises TriviumError where nothing can be written, which is
+    better known before the first step."""
+    place = folder / FOLDER
+    with files.writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def newest(folder: Path, pattern: re.Pattern[str] = STEP) -> Path | None:
     """The latest whole snapshot of a run."""
     found = _all(folder, pattern)
@@ -92,11 +103,11 @@ def write(
     target = folder / FOLDER / name
     part = target.with_name(f".{name}.part")
     problem: Exception | None = None
+    if world.first:
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
     _meet(world)
     try:
         with files.writing(target):
-            if world.first:
-                shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True, exist_ok=True)
             _write_rank(part, tensors, own, world)
             if world.first:
