@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-
 from tests.train.conftest import Rows, small, squares
+
 from trivium.train import TrainConfig, rank, train, whole_state, world_size
 
 STEPS = 6

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from tests.train.conftest import (
     Rows,
     Small,
@@ -22,6 +20,8 @@ from tests.train.conftest import (
     squares,
     weights,
 )
+from torch import Tensor, nn
+
 from trivium.errors import TriviumError, UsageError
 from trivium.train import Loss, TrainConfig, restore_best, train
 from trivium.train.optimizers import blocks

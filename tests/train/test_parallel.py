@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.conftest import Rows, assert_near, small, squares, weights
 from torch import Tensor
 
-from tests.train.conftest import Rows, assert_near, small, squares, weights
 from trivium.train import TrainConfig, restore_best, snapshots, train
 
 STEPS = 6
@@ -20,7 +20,7 @@ WITHIN = 1e-6  # float32; the sums are made in another order
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """Both ways to train, by two processes that torchrun starts. Each run saves at steps 3 and 6."""
+    """Both ways to train, by two processes of torchrun. Each run saves at steps 3 and 6."""
     folder = tmp_path_factory.mktemp("two")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [*command, "-m", "tests.train.ranks", "ddp,fsdp", str(folder)]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.train.conftest import Rows, Small, assert_same, small, squares, weights
+
 from trivium.errors import TriviumError, UsageError
 from trivium.train import TrainConfig, snapshots, train
 
@@ -191,7 +191,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     settings = {"steps": last + 5, "warmup": 0, "ema": 0.9, "schedule": "constant"}
     ours, theirs = small(), small()
     config = TrainConfig(learning_rate=1e-2, device="cpu", **settings)  # type: ignore[arg-type]
-    # The schedule of the killed run is a cosine over 400 steps: repeat it up to where it was killed.
+    # The killed run had a cosine over 400 steps: repeat it up to where it was killed.
     killed = TrainConfig(steps=400, learning_rate=1e-2, ema=0.9, device="cpu")
     for step in train(theirs, squares, Rows(), killed, folder=tmp_path / "whole"):
         if step.number == last:
