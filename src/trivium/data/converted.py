@@ -25,10 +25,8 @@ from types import ModuleType
 from typing import IO, Any
 
 from trivium import files
-from trivium.data.textfiles import LONGEST, RECORDS, File
+from trivium.data.textfiles import LONGEST, PIECE, RECORDS, File
 from trivium.errors import TriviumError, UsageError
-
-PIECE = 1 << 20  # bytes, or characters
 
 
 def plain(path: str, name: str, unit: str = "line") -> File:

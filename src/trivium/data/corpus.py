@@ -4,27 +4,29 @@
         ...
     train, held_out = documents(None).split(0.1)  None: the text that comes with CPython
 
-A text file is a document (a large one several: trivium.textfiles), and so is a line of a JSON-lines
-file. Nothing is read before it is needed, and never more than a block at a time.
+A text file is a document (a large one several: trivium.data.textfiles), and so is a line of a
+JSON-lines file. Nothing is read before it is needed, and never more than a block at a time.
 """
 
 import hashlib
 import importlib
 import json
 import math
+import os
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from trivium.data.converted import hub_data, plain
-from trivium.data.textfiles import Blocks, Place, content_hash, files_of, fingerprint
+from trivium.data.held import Held
+from trivium.data.textfiles import RECORDS, Blocks, Part, files_of
 from trivium.errors import UsageError
 
 FIELDS = ("text", "content")  # of a record, where its text stands
+TABLES = (*RECORDS, ".json", ".csv", ".tsv", ".parquet")  # endings of files that hold records
 Item = TypeVar("Item")
 
 
@@ -38,40 +40,50 @@ class Found(NamedTuple, Generic[Item]):
 
 
 class Corpus(ABC, Generic[Item]):
-    """Items of one kind in blocks of files.
+    """Items of one kind in blocks of files, or in memory.
 
     name         what the source is called
-    description  one line: what it is and how large
     bytes        of the whole source
     broken       how many records were left out so far (with skip_broken)
+    first_broken what was wrong with the first few of them, each with its place
     """
 
-    def __init__(self, name: str, blocks: Blocks, *, skip_broken: bool = False, note: str = ""):
+    kind = "items"
+
+    def __init__(
+        self, name: str, blocks: Blocks | Held, *, skip_broken: bool = False, note: str = ""
+    ) -> None:
         self.name, self.blocks, self.bytes = name, blocks, blocks.bytes
-        self.broken = 0
+        self.first_broken: list[str] = []
+        self._broken: set[Any] = set()  # places: a record that is read again counts once
         self._skip_broken, self._note = skip_broken, note
         self._range = (0.0, 1.0)  # of the numbers that decide which part an item is in
 
     @abstractmethod
-    def parse(self, record: Any, place: Place) -> Item:
-        """The item of a record. Raises UsageError that begins with the place."""
+    def parse(self, record: Any) -> Item:
+        """The item of a record. Raises UsageError, which need not say where the record is."""
 
     def find(self, block: int) -> Iterator[tuple[Found[Item], bytes]]:
         """All items of a block, each with the bytes that decide which part it is in."""
         for place, line in self.blocks.lines(block):
             try:
-                try:
-                    item = self.parse(json.loads(line.decode()), place)
-                except UnicodeDecodeError:
-                    raise UsageError(f"{place}: not UTF-8 text") from None
-                except (ValueError, RecursionError) as error:
-                    raise UsageError(f"{place}: not valid JSON ({error})") from None
-            except UsageError:
-                if not self._skip_broken:
-                    raise
-                self.broken += 1
+                item = self.parse(_json(line))
+            except UsageError as error:
+                self.leave_out(place, error)
                 continue
             yield Found(item, True, True, place), line.strip()
+
+    def leave_out(self, place: Any, error: UsageError) -> None:
+        """Count a record as broken; without skip_broken, raise `error` with the place."""
+        if not self._skip_broken:
+            raise UsageError(f"{place}: {error}") from None
+        if place not in self._broken and len(self.first_broken) < 10:
+            self.first_broken.append(f"{place}: {error}")
+        self._broken.add(place)
+
+    @property
+    def broken(self) -> int:
+        return len(self._broken)
 
     def read(self, block: int) -> list[Found[Item]]:
         """The items of a block, by its number, that are in this part."""
@@ -115,105 +127,89 @@ class Corpus(ABC, Generic[Item]):
         return train, held_out
 
     @property
+    def share(self) -> float:
+        """Of the source, how much this part is."""
+        low, high = self._range
+        return high - low
+
+    @property
     def fingerprint(self) -> str:
         """Tells at once whether the data are others; see `hash` for their contents."""
-        low, high = self._range
-        return f"{self._fingerprint}:{low:.6g}-{high:.6g}"
+        return f"{self.blocks.fingerprint}{self._part}"
 
     @property
     def hash(self) -> str:
         """Of the contents, for the record of a run. It reads the source (above 4 GiB: a sample)."""
+        return f"{self.blocks.hash}{self._part}"
+
+    @property
+    def _part(self) -> str:
         low, high = self._range
-        part = "" if (low, high) == (0.0, 1.0) else f":{low:.6g}-{high:.6g}"
-        return self._hash + part
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self.blocks.files)
-
-    @cached_property
-    def _hash(self) -> str:
-        return content_hash(self.blocks.files)
+        return "" if (low, high) == (0.0, 1.0) else f":{low:.6g}-{high:.6g}"
 
     @property
     def description(self) -> str:
-        count = len(self.blocks.files)
-        many = f"{count:,} files, " if count > 1 else ""
+        """One line: what it is and how large."""
+        count = len(self.blocks) if isinstance(self.blocks, Held) else len(self.blocks.files)
+        things = self.kind if isinstance(self.blocks, Held) else "files"
+        many = f"{count:,} {things}, " if count > 1 else ""
         note = f"; {self._note}" if self._note else ""
-        low, high = self._range
-        part = "" if (low, high) == (0.0, 1.0) else f" ({high - low:.1%} of it)"
+        part = f" ({self.share:.1%} of it)" if self._part else ""
         return f"{self.name} ({many}{self.bytes:,} bytes{note}){part}"
 
 
 class Documents(Corpus[str]):
     """Texts. Iterating gives each as a string; see `documents`."""
 
-    def __init__(self, name: str, blocks: Blocks, *, field: str | None = None, **more: Any) -> None:
+    kind = "documents"
+
+    def __init__(
+        self, name: str, blocks: Blocks | Held, *, field: str | None = None, **more: Any
+    ) -> None:
         super().__init__(name, blocks, **more)
         self.field = field
 
-    def parse(self, record: Any, place: Place) -> str:
+    def parse(self, record: Any) -> str:
         if isinstance(record, str):
-            return _whole(record)
+            return whole(record)
         if not isinstance(record, dict):
-            raise UsageError(f"{place}: expected a JSON object or a text")
+            raise UsageError("expected a JSON object or a text")
         names = (self.field,) if self.field else FIELDS
         text = next((record[name] for name in names if name in record), None)
         if isinstance(text, str):
-            return _whole(text)
+            return whole(text)
         if text is not None:
-            raise UsageError(f"{place}: expected a text, not {json.dumps(text)[:60]}")
-        raise UsageError(
-            f"{place}: no field {' or '.join(map(repr, names))}; the record has "
-            f"{', '.join(map(repr, record)) or 'none at all'}"
-        )
+            raise UsageError(f"expected a text, not {json.dumps(text)[:60]}")
+        wanted = " or ".join(map(repr, names))
+        given = ", ".join(map(repr, record)) or "none at all"
+        raise UsageError(f"no field {wanted}: the record has {given}")
 
     def find(self, block: int) -> Iterator[tuple[Found[str], bytes]]:
-        if self.blocks.place(block)[0].records:
+        part = _text_of(self.blocks, block)
+        if part is None:
             for found, _ in super().find(block):
                 if found.item:
                     yield found, found.item.encode()
-        elif part := self.blocks.part(block):
-            yield Found(part.text, part.starts, part.ends, part.place), part.text.encode()
+        elif part.text:
+            yield Found(*part), part.text.encode()
 
 
-class Texts(Documents):
-    """Documents that are in memory already."""
-
-    def __init__(self, name: str, texts: Sequence[str]) -> None:
-        super().__init__(name, Blocks([]))
-        self._texts = [_whole(text) for text in texts if text]
-        if not self._texts:
-            raise UsageError(f"{name} holds no text")
-        self.blocks = range(len(self._texts))  # type: ignore[assignment]  # one document each
-        self.bytes = sum(len(text.encode()) for text in self._texts)
-
-    def find(self, block: int) -> Iterator[tuple[Found[str], bytes]]:
-        text = self._texts[block]
-        yield Found(text, True, True, f"{self.name}, document {block + 1}"), text.encode()
-
-    @cached_property
-    def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for text in self._texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
-        return "sha256:" + digest.hexdigest()
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self._hash[:23]
-
-    @property
-    def description(self) -> str:
-        low, high = self._range
-        part = "" if (low, high) == (0.0, 1.0) else f" ({high - low:.1%} of it)"
-        return f"{self.name} ({len(self._texts):,} documents, {self.bytes:,} bytes){part}"
+def _text_of(blocks: Blocks | Held, number: int) -> Part | None:
+    """The text of a block of a text file; None for a block of records."""
+    if isinstance(blocks, Held) or blocks.place(number)[0].records:
+        return None
+    return blocks.part(number)
 
 
 def documents(
-    source: str | Path | None = None, *, field: str | None = None, skip_broken: bool = False
+    source: str | Path | Sequence[str] | None = None,
+    *,
+    field: str | None = None,
+    skip_broken: bool = False,
+    name: str = "the texts given",
 ) -> Documents:
-    """The documents of a file, a folder, a glob or hf:NAME; of the embedded text for None.
+    """The documents of a file, a folder, a glob or hf:NAME; of the embedded text for None; or texts
+    in memory, which messages call `name`.
 
     field: of a record, where its text is (default: text, else content)
     skip_broken: leave out records that cannot be read, and count them in `.broken`
@@ -222,11 +218,16 @@ def documents(
     """
     if source is None:
         return embedded()
+    if not isinstance(source, str | Path):
+        texts = [text for text in source if text]
+        if not texts:
+            raise UsageError(f"{name}: no text among them")
+        return Documents(name, Held(name, texts))
     name, blocks, note = blocks_of(str(source))
     return Documents(name, blocks, field=field, skip_broken=skip_broken, note=note)
 
 
-def embedded() -> Texts:
+def embedded() -> Documents:
     """The language reference that ships inside CPython, topic by topic."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
@@ -235,25 +236,52 @@ def embedded() -> Texts:
             "this Python comes without its language reference (pydoc_data), the text that is read "
             "when none is given: name a file or folder of text"
         ) from None
-    version = platform.python_version()
-    texts = [topics[name] for name in sorted(topics)]
-    return Texts(f"the language reference inside CPython {version}", texts)
+    name = f"the language reference inside CPython {platform.python_version()}"
+    return documents([topics[topic] for topic in sorted(topics)], name=name)
 
 
-def blocks_of(source: str, size: int | None = None) -> tuple[str, Blocks, str]:
-    """The name of a source, its blocks, and what is to be said about them."""
-    binary: list[str] = []
+def blocks_of(source: str, *, records: bool = False) -> tuple[str, Blocks, str]:
+    """The name of a source, its blocks, and what is to be said about them.
+
+    records: whatever the files are called, they hold records; of a folder, only those that are
+        called so are read
+    """
+    left_out: list[str] = []
     if source.startswith("hf:"):
         files = [hub_data(source)]
     else:
-        found, binary = files_of(source)
+        found, left_out = files_of(source)
+        if records and os.path.isdir(os.path.expanduser(source)):
+            others = [name for _, name in found if not _is_table(name)]
+            found = [(path, name) for path, name in found if _is_table(name)]
+            left_out += others
         files = [plain(path, name) for path, name in found]
-    blocks = Blocks([file for file in files if file.size], size)
+    if records:
+        files = [file._replace(records=True) for file in files]
+    blocks = Blocks([file for file in files if file.size], small=records)
     if not blocks.files:
-        what = "is empty" if len(files) == 1 else "holds no text: all its files are empty"
-        raise UsageError(f"{source} {what}")
-    note = f"{len(binary):,} binary files left out" if binary else ""
+        what = "holds no records" if records and not files else "holds no text: all files are empty"
+        raise UsageError(f"{source} {'is empty' if len(files) == 1 else what}")
+    note = f"{len(left_out):,} other files left out" if left_out else ""
     return source, blocks, note
+
+
+def _is_table(name: str) -> bool:
+    inner = Path(name)
+    while inner.suffix.lower() in (".gz", ".zst"):
+        inner = inner.with_suffix("")
+    return inner.suffix.lower() in TABLES
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise UsageError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"not valid JSON ({error.msg}, character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not valid JSON ({error})") from None
 
 
 def _share(key: bytes) -> float:
@@ -261,7 +289,7 @@ def _share(key: bytes) -> float:
     return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest()) / 2**48
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """`text` without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()

@@ -6,33 +6,28 @@ the gradients that its segments would give in rows of their own (packing of Krel
 
     ids        ⟨end⟩ a b c   ⟨end⟩ d e        a document is begun and ended by the end token
     targets    a b c ⟨end⟩   d e ⟨end⟩
-    segments   0 0 0 0       1 1 1
+    segments   0 0 0 0       1 1 1            −1: padding
     positions  0 1 2 3       0 1 2
 
-A corpus is dealt out to lanes, from which rows are taken in turn: 64 blocks are open at once, far
-apart, and each lane reads its own from the first to the last. The order of the blocks, and that of
-the documents in each, is drawn anew for every epoch, from the seed alone. So a place in a lane is
-four small numbers, and reading goes on from any of them at once.
+A stream of rows has a `state` that goes on behind the row that it gave last.
 """
 
-import random
+from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trivium.data import IGNORE
 from trivium.data.corpus import Corpus, Found
+from trivium.data.encoding import Encoder, Ids
+from trivium.data.order import Cursor, Order, lanes_of
 from trivium.errors import UsageError
 
-LANES, BLOCKS_OF_A_LANE = 64, 16
 GROUP = 1 << 16  # characters that are encoded at once
-
-Ids = NDArray[np.int64]
-EncodeMany = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+TooLong = Literal["error", "truncate", "drop"]
+State = dict[str, Any]
 
 
 class Row(NamedTuple):
@@ -44,131 +39,8 @@ class Row(NamedTuple):
     positions: Ids
 
 
-@dataclass
-class Cursor:
-    """A place in a lane: what is read next. `block` counts the lane's blocks of this epoch, `item`
-    those of the block, in their drawn order, and `token` those of the item, or rows."""
-
-    epoch: int = 0
-    block: int = 0
-    item: int = 0
-    token: int = 0
-
-
-@lru_cache(maxsize=4)
-def drawn_order(count: int, *seed: int | None) -> tuple[int, ...]:
-    """A permutation of `count` numbers that `seed` decides; the identity if it begins with None.
-
-    Random numbers of Python's generator stay the same in all its versions, which is not promised of
-    its permutations.
-    """
-    if seed[0] is None:
-        return tuple(range(count))
-    generator = random.Random("/".join(map(str, seed)))
-    keys = [generator.random() for _ in range(count)]
-    return tuple(sorted(range(count), key=keys.__getitem__))
-
-
-def lanes_of(corpus: Corpus[Any], epochs: int | None) -> int:
-    """How many lanes: a power of two that leaves each enough blocks, so that it depends on the data
-    alone. One for a given number of epochs, since lanes do not end together."""
-    lanes = 1
-    while not epochs and lanes < LANES and len(corpus.blocks) >= 2 * lanes * BLOCKS_OF_A_LANE:
-        lanes *= 2
-    return lanes
-
-
-class Lane:
-    """The items of every `lanes`-th block, from `cursor` on. `seed` None: in the files' order."""
-
-    def __init__(
-        self,
-        corpus: Corpus[Any],
-        number: int,
-        lanes: int,
-        cursor: Cursor,
-        *,
-        seed: int | None,
-        epochs: int | None,
-    ) -> None:
-        self._corpus, self._number, self._lanes = corpus, number, lanes
-        self.cursor, self._seed, self._epochs = cursor, seed, epochs
-
-    def blocks(self) -> Iterator[list[Found[Any]]]:
-        """The items of each block in their drawn order. The caller moves the cursor within a
-        block; this moves it to the next one."""
-        cursor = self.cursor
-        while self._epochs is None or cursor.epoch < self._epochs:
-            order = drawn_order(len(self._corpus.blocks), self._seed, cursor.epoch)
-            own = order[self._number :: self._lanes]
-            while cursor.block < len(own):
-                number = own[cursor.block]
-                items = self._corpus.read(number)
-                within = drawn_order(len(items), self._seed, cursor.epoch, number)
-                yield [items[i] for i in within]
-                cursor.block, cursor.item, cursor.token = cursor.block + 1, 0, 0
-            cursor.epoch, cursor.block = cursor.epoch + 1, 0
-
-
-class TextRows:
-    """The rows of a lane of texts: each full, and a document goes on in the next row if it must.
-
-    packed=False: a row holds one document, or a part of one, and padding.
-    """
-
-    def __init__(
-        self,
-        lane: Lane,
-        encode_many: EncodeMany,
-        length: int,
-        *,
-        begin: int,
-        end: int,
-        packed: bool,
-    ) -> None:
-        self._lane, self._encode_many = lane, encode_many
-        self._length, self._begin, self._end, self._packed = length, begin, end, packed
-
-    def __iter__(self) -> Iterator[Row]:
-        length, end = self._length, self._end
-        row, filled, segment = blank(length, end), 0, 0
-        cursor = self._lane.cursor
-        for ids in self._documents():
-            while cursor.token < len(ids) - 1:
-                start = cursor.token
-                count = min(length - filled, len(ids) - 1 - start)
-                place = slice(filled, filled + count)
-                row.ids[place] = ids[start : start + count]
-                row.targets[place] = ids[start + 1 : start + 1 + count]
-                row.segments[place] = segment
-                row.positions[place] = np.arange(count)
-                filled, segment = filled + count, segment + 1
-                cursor.token += count
-                if filled == length or not self._packed:
-                    yield row
-                    row, filled, segment = blank(length, end), 0, 0
-            cursor.item, cursor.token = cursor.item + 1, 0
-        if filled:
-            yield row
-
-    def _documents(self) -> Iterator[Ids]:
-        for items in self._lane.blocks():
-            at = self._lane.cursor.item
-            while at < len(items):
-                group, size = [], 0
-                while at < len(items) and size < GROUP:
-                    group.append(items[at])
-                    size += len(items[at].item)
-                    at += 1
-                encoded = self._encode_many([found.item for found in group])
-                for found, ids in zip(group, encoded, strict=True):
-                    before = [self._begin] if found.starts else []
-                    behind = [self._end] if found.ends else []
-                    yield np.array([*before, *ids, *behind], dtype=np.int64)
-
-
 def blank(length: int, filler: int) -> Row:
-    """A row of padding, in a segment −1 of its own."""
+    """A row of padding."""
     return Row(
         np.full(length, filler, np.int64),
         np.full(length, IGNORE, np.int64),
@@ -177,60 +49,235 @@ def blank(length: int, filler: int) -> Row:
     )
 
 
-class Marked(NamedTuple):
-    """Tokens, and which of them are to be learnt."""
+def put(row: Row, start: int, segment: int, ids: Ids, targets: Ids) -> None:
+    place = slice(start, start + len(ids))
+    row.ids[place], row.targets[place], row.segments[place] = ids, targets, segment
+    row.positions[place] = np.arange(len(ids))
 
-    ids: list[int]
-    learnt: list[bool]
+
+class RowStream(ABC):
+    """Rows of `length` tokens. Iterating goes on from the state."""
+
+    length: int
+    filler: int
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
+
+    @abstractmethod
+    def state(self) -> State:
+        """JSON: where it goes on."""
+
+    @abstractmethod
+    def load(self, state: State) -> None: ...
 
 
-class WholeRows:
-    """The rows of a lane of samples, none of which is cut in two. Those of a block are packed
-    together, the longest first, each into the row that it fills best (best fit decreasing).
+class TextRows(RowStream):
+    """The rows of texts: each full, and a document goes on in the next row if it must.
 
-    prepare: from an item to its samples, none longer than length + 1
+    packed=False: a row holds one document, or a part of one, and padding.
     """
 
     def __init__(
         self,
-        lane: Lane,
-        prepare: Callable[[Found[Any]], list[Marked]],
+        order: Order[str],
+        encoder: Encoder,
         length: int,
         *,
+        begin: int,
         end: int,
         packed: bool,
     ) -> None:
-        self._lane, self._prepare = lane, prepare
-        self._length, self._end, self._packed = length, end, packed
+        self._order, self._encoder = order, encoder
+        self.length, self.filler = length, end
+        self._begin, self._end, self._packed = begin, end, packed
+        self._cursors = [Cursor() for _ in range(lanes_of(order.corpus))]
+        self._turn = 0  # whose row comes next
+
+    def state(self) -> State:
+        return {"lanes": [cursor.numbers() for cursor in self._cursors], "turn": self._turn}
+
+    def load(self, state: State) -> None:
+        if len(state["lanes"]) != len(self._cursors):
+            raise UsageError("the place in the data is of other data: start anew")
+        self._cursors, self._turn = [Cursor(*lane) for lane in state["lanes"]], state["turn"]
 
     def __iter__(self) -> Iterator[Row]:
-        cursor = self._lane.cursor
-        for items in self._lane.blocks():
-            samples = [sample for found in items for sample in self._prepare(found)]
-            rows = best_fit([len(s.ids) - 1 for s in samples], self._length if self._packed else 0)
-            rows.sort(key=min)  # as the samples were drawn, not by how full rows are
-            while cursor.item < len(rows):
-                row = self._filled([samples[i] for i in rows[cursor.item]])
-                cursor.item += 1
+        lanes: list[Iterator[Row] | None]
+        count = len(self._cursors)
+        lanes = [self._lane(number) for number in range(count)]
+        while any(lanes):
+            number = self._turn
+            self._turn = (number + 1) % count
+            lane = lanes[number]
+            row = None if lane is None else next(lane, None)
+            if row is None:
+                lanes[number] = None
+            else:
                 yield row
 
+    def _lane(self, number: int) -> Iterator[Row]:
+        length, cursor = self.length, self._cursors[number]
+        row, filled, segment = blank(length, self.filler), 0, 0
+        for place, ids in self._encoded(number, cursor):
+            token = place.token
+            while token < len(ids) - 1:
+                count = min(length - filled, len(ids) - 1 - token)
+                targets = ids[token + 1 : token + 1 + count]
+                put(row, filled, segment, ids[token : token + count], targets)
+                filled, segment, token = filled + count, segment + 1, token + count
+                if filled == length or not self._packed:
+                    self._cursors[number] = Cursor(place.epoch, place.block, place.item, token)
+                    yield row
+                    row, filled, segment = blank(length, self.filler), 0, 0
+        self._cursors[number] = Cursor(self._order.epochs or 0)
+        if filled:
+            yield row
+
+    def _encoded(self, number: int, start: Cursor) -> Iterator[tuple[Cursor, Ids]]:
+        """The documents of a lane, each with its place."""
+        begin, end = np.array([self._begin]), np.array([self._end])
+        for group in _groups(self._order.lane(number, len(self._cursors), start)):
+            encoded = self._encoder([found.item for _, found in group])
+            for (place, found), ids in zip(group, encoded, strict=True):
+                if (place.epoch, place.block, place.item) == (start.epoch, start.block, start.item):
+                    place.token = start.token
+                before, behind = begin[: int(found.starts)], end[: int(found.ends)]
+                yield place, np.concatenate([before, ids, behind])
+
+
+def _groups(
+    items: Iterator[tuple[Cursor, Found[str]]],
+) -> Iterator[list[tuple[Cursor, Found[str]]]]:
+    group, size = [], 0
+    for item in items:
+        group.append(item)
+        size += len(item[1].item)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class Marked(NamedTuple):
+    """Tokens, and which of them are to be learnt."""
+
+    ids: Ids
+    learnt: Any  # (n,) bool
+
+
+class Limit:
+    """What happens to samples of more than `most` tokens, and how many there were.
+
+    Records that cannot be rendered are left out, with skip_broken, as those that cannot be read.
+    """
+
+    def __init__(self, corpus: Corpus[Any], most: int, policy: TooLong) -> None:
+        self._corpus, self._most, self._policy = corpus, most, policy
+        self.dropped = self.truncated = 0
+
+    def fit(self, samples: list[Marked], place: Any) -> list[Marked] | None:
+        """Samples that belong together, cut to size; None: leave them out."""
+        longest = max(len(sample.ids) for sample in samples)
+        if longest > self._most:
+            if self._policy == "error":
+                raise UsageError(
+                    f"{place}: {longest:,} tokens, more than the {self._most:,} that fit: raise "
+                    "the length, or choose what is done with such samples: truncate or drop"
+                )
+            if self._policy == "truncate":
+                samples = [Marked(s.ids[: self._most], s.learnt[: self._most]) for s in samples]
+        kept = max(len(s.ids) for s in samples) <= self._most
+        if not kept or not all(sample.learnt[1:].any() for sample in samples):
+            self.dropped += 1
+            return None
+        self.truncated += longest > self._most
+        return samples
+
+
+class Fruitful:
+    """Refuses a corpus that goes through a whole epoch without a sample."""
+
+    def __init__(self, corpus: Corpus[Any]) -> None:
+        self._corpus = corpus
+        self._epoch, self._count, self._whole = -1, 0, False
+
+    def check(self, epoch: int, count: int) -> None:
+        """Some items of `epoch` gave `count` samples."""
+        if epoch != self._epoch:
+            if self._whole and not self._count:
+                raise UsageError(f"{self._corpus.name}: no record is left that can be learnt from")
+            self._whole = self._epoch >= 0  # the first may have been begun in the middle
+            self._epoch, self._count = epoch, 0
+        self._count += count
+
+
+class SampleRows(RowStream):
+    """The rows of samples, none of which is cut in two. Those of a pool are packed together, each
+    into the row that it fills best (best fit decreasing).
+
+    render: from an item to its tokens
+    """
+
+    def __init__(
+        self,
+        order: Order[Any],
+        render: Callable[[Any], Marked],
+        length: int,
+        *,
+        filler: int,
+        packed: bool,
+        too_long: TooLong,
+    ) -> None:
+        self._order, self._render = order, render
+        self.length, self.filler, self._packed = length, filler, packed
+        self.limit = Limit(order.corpus, length + 1, too_long)
+        self._place = [0, 0, 0, 0, 0]  # epoch, pool, row; dropped and truncated before the pool
+
+    def state(self) -> State:
+        return {"pool": list(self._place)}
+
+    def load(self, state: State) -> None:
+        self._place = list(state["pool"])
+        self.limit.dropped, self.limit.truncated = self._place[3:]
+
+    def __iter__(self) -> Iterator[Row]:
+        limit, first, fruitful = self.limit, self._place[2], Fruitful(self._order.corpus)
+        for epoch, pool, items in self._order.pools(*self._place[:2]):
+            counts = [limit.dropped, limit.truncated]
+            samples = [s for found in items for s in self._sample(found)]
+            fruitful.check(epoch, len(samples))
+            rows = best_fit([len(s.ids) - 1 for s in samples], self.length if self._packed else 0)
+            rows.sort(key=min)  # as the samples were drawn, not by how full rows are
+            for number in range(first, len(rows)):
+                self._place = [epoch, pool, number + 1, *counts]
+                yield self._filled([samples[i] for i in rows[number]])
+            first = 0
+
+    def _sample(self, found: Found[Any]) -> list[Marked]:
+        sample = rendered(self._order.corpus, self._render, found)
+        return [] if sample is None else self.limit.fit([sample], found.place) or []
+
     def _filled(self, samples: list[Marked]) -> Row:
-        row, filled = blank(self._length, self._end), 0
+        row, filled = blank(self.length, self.filler), 0
         for segment, (ids, learnt) in enumerate(samples):
-            count = len(ids) - 1
-            place = slice(filled, filled + count)
-            row.ids[place] = ids[:-1]
-            row.targets[place] = np.where(learnt[1:], ids[1:], IGNORE)
-            row.segments[place] = segment
-            row.positions[place] = np.arange(count)
-            filled += count
+            put(row, filled, segment, ids[:-1], np.where(learnt[1:], ids[1:], IGNORE))
+            filled += len(ids) - 1
         return row
+
+
+def rendered(corpus: Corpus[Any], render: Callable[[Any], Any], found: Found[Any]) -> Any:
+    """What `render` makes of an item; None if the item is left out because it cannot."""
+    try:
+        return render(found.item)
+    except UsageError as error:
+        corpus.leave_out(found.place, error)
+        return None
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Which of `sizes` share a row of `room`; each in one of its own if it does not fit."""
-    from bisect import bisect_left, insort
-
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # room left, row; ascending
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -244,14 +291,3 @@ def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
         if left > sizes[i]:
             insort(free, (left - sizes[i], row))
     return rows
-
-
-def cursors_from(places: Sequence[Sequence[int]], lanes: int) -> list[Cursor]:
-    """Cursors from a state. Raises UsageError where the number of lanes is another one."""
-    if len(places) != lanes:
-        raise UsageError("the place in the data is of other data: start anew")
-    return [Cursor(*place) for place in places]
-
-
-def places(cursors: Sequence[Cursor]) -> list[list[int]]:
-    return [list(astuple(cursor)) for cursor in cursors]

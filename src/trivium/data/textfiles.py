@@ -1,4 +1,4 @@
-"""Text on the disk, in blocks of at most 1 MiB: any can be read without those before it.
+"""Text on the disk, in blocks of some 16 to 128 KiB: any can be read without those before it.
 
 Nothing is scanned beforehand and no index is kept, whatever the files hold: a block is a range of
 bytes, and its borders are moved to where text may be cut only when it is read.
@@ -14,14 +14,16 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from trivium.errors import NotFound, UsageError
 
-LARGEST, SMALLEST = 1 << 20, 16 << 10  # bytes of a block
-BLOCKS = 1024  # that a source is cut into, within those limits
+SMALLEST, LARGER = 16 << 10, 128 << 10  # bytes of a block: of a small source, and of a larger one
+FEW, MOST = 1 << 10, 1 << 20  # blocks from which on they are larger, and of the largest source
+PIECE = 1 << 20  # bytes that are read at once
 LONGEST = 64 << 20  # bytes of a line
 SNIFFED = 8192  # bytes in which a binary file shows itself
 READ_WHOLE = 4 << 30  # bytes of a source whose hash takes in all of them
@@ -52,7 +54,7 @@ class Place(NamedTuple):
         number = 1
         with open(self.file.path, "rb") as file:
             left = self.offset
-            while left > 0 and (data := file.read(min(left, LARGEST))):
+            while left > 0 and (data := file.read(min(left, PIECE))):
                 number += data.count(b"\n")
                 left -= len(data)
         return f"{self.file.name}, {self.file.unit} {number}"
@@ -68,12 +70,16 @@ class Part(NamedTuple):
 
 
 class Blocks:
-    """The blocks of some files, by number. size: of a block in bytes, chosen unless given."""
+    """The blocks of some files, by number.
 
-    def __init__(self, files: list[File], size: int | None = None) -> None:
+    small: as small as their number allows, for what is shuffled better in small pieces
+    """
+
+    def __init__(self, files: list[File], *, small: bool = False) -> None:
         self.files = files
         self.bytes = sum(file.size for file in files)
-        self.size = size or min(max(self.bytes // BLOCKS, SMALLEST), LARGEST)
+        larger = SMALLEST if small else min(self.bytes // FEW, LARGER)
+        self.size = max(SMALLEST, larger, self.bytes // MOST)
         self._pieces = [-(-file.size // self.size) for file in files]
         self._ends = list(accumulate(self._pieces))
 
@@ -117,6 +123,16 @@ class Blocks:
         text = text.replace("\r\n", "\n")
         place = Place(file, first)
         return Part(text, first == 0, last == file.size, place) if text else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells at once whether the files have changed: of their names and sizes."""
+        said = "\n".join(f"{file.name}\0{file.size}" for file in self.files)
+        return hashlib.blake2b(said.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+    @cached_property
+    def hash(self) -> str:
+        return content_hash(self.files)
 
 
 def opened(file: File) -> BinaryIO:
@@ -222,12 +238,6 @@ def _is_binary(path: str) -> bool:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def fingerprint(files: list[File]) -> str:
-    """Tells at once whether files have changed: of their names and sizes."""
-    said = "\n".join(f"{file.name}\0{file.size}" for file in files)
-    return hashlib.blake2b(said.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-
-
 def content_hash(files: list[File]) -> str:
     """SHA-256 over names, sizes and contents; of a source above 4 GiB, over a sample of each file:
     64 pieces of 1 MiB, evenly spaced. The hash says which."""
@@ -237,11 +247,11 @@ def content_hash(files: list[File]) -> str:
         name = Path(file.name).name
         digest.update(f"{name}\0{file.size}\0".encode(errors="surrogateescape"))
         with opened(file) as stream:
-            if whole or file.size <= LARGEST * 64:
-                while data := stream.read(LARGEST):
+            if whole or file.size <= PIECE * 64:
+                while data := stream.read(PIECE):
                     digest.update(data)
             else:
                 for piece in range(64):
-                    stream.seek((file.size - LARGEST) * piece // 63)
-                    digest.update(stream.read(LARGEST))
+                    stream.seek((file.size - PIECE) * piece // 63)
+                    digest.update(stream.read(PIECE))
     return ("sha256:" if whole else "sampled-sha256:") + digest.hexdigest()
