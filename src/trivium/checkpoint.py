@@ -20,6 +20,7 @@ from trivium.errors import NotFound, UsageError
 from trivium.files import read_json, write_atomic
 from trivium.gguf_file import GGUFFile
 from trivium.nn import packed
+from trivium.nn.repack import REPACKED
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -154,12 +155,16 @@ class GGUFTensors:
 
     def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
         info = self.file.tensors[part.name]
-        if info.type_name not in packed.TYPES or len(info.shape) != 2:
+        kind = info.type_name
+        if (kind not in packed.TYPES and kind not in REPACKED) or len(info.shape) != 2:
             return None
         if part.change is transpose:
             return None  # a block runs along a row
         rows = torch.from_numpy(self.file.raw(part.name)).view(info.shape[0], -1)
-        return (part.change.read(rows, config) if part.change else rows), info.type_name
+        if kind in REPACKED:
+            kind, repack = REPACKED[kind]
+            rows = repack(rows)
+        return (part.change.read(rows, config) if part.change else rows), kind
 
 
 def expand(table: Table, layers: int) -> dict[str, tuple[Part, ...]]:
@@ -237,10 +242,21 @@ def _abridged(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def save(folder: Path, model: nn.Module, kind: str, config: Any) -> None:
-    """Write `model` so that `trivium.models.load` gives it back. Each file is replaced whole."""
+def save(
+    folder: Path,
+    model: nn.Module,
+    kind: str,
+    config: Any,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write `model` so that `trivium.models.load` gives it back. Each file is replaced whole.
+
+    state: its weights, if the model holds only a part of them (trivium.train.whole_state)
+    """
     from safetensors.torch import save as to_bytes
 
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if state is None else state
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     write_atomic(folder / WEIGHTS, to_bytes(state))
     write_atomic(folder / "config.json", json.dumps({"kind": kind, **asdict(config)}, indent=2))

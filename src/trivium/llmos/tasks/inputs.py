@@ -122,7 +122,7 @@ def _rows(file: IO[bytes], delimiter: str, name: str, field: str | None) -> Iter
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield ItemError(f"not CSV, from line {rows.line_num} on ({error})"), position
+                yield ItemError(f"not CSV, from line {rows.line_num + 1} on ({error})"), position
                 return
             if row is None:
                 return
