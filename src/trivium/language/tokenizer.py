@@ -112,6 +112,14 @@ class Tokenizer:
         library = self._marked if special else self._blind[0]
         return _encoded(library, text, wrap=wrap).ids
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them; several at a time, by the library."""
+        try:
+            found = self._blind[0].encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            return [self.encode(text) for text in texts]  # says which of them is no text
+        return [encoding.ids for encoding in found]
+
     def encode_marked(self, text: str, disguise: Mapping[str, str]) -> list[int]:
         """The ids of markup that holds untrusted parts.
 
