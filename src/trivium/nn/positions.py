@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.errors import UsageError
+from trivium.nn.untraced import untraced
 
 SCALINGS = ("default", "linear", "llama3", "factors")
 
@@ -76,7 +77,7 @@ class Rotary(nn.Module):
         where = slice(start, end) if positions is None else positions
         return x, (table[0][where], table[1][where])
 
-    @torch.compiler.disable
+    @untraced
     @torch.inference_mode(False)  # what was made while a text was generated serves training too
     def _made(self, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
         theta = frequencies(self.head_dim, self.base, self.scaling)

@@ -50,7 +50,7 @@ def _halves(two: Tensor) -> Tensor:
 def _six_bits(scales: Tensor) -> tuple[Tensor, Tensor]:
     """The 8 scales and the 8 minima in 12 bytes: six bits each, the upper two of the last four
     of both in what the first four leave free."""
-    first, second, third = scales.unflatten(-1, (3, 4)).unbind(-2)
+    first, second, third = torch.tensor_split(scales, 3, dim=-1)
     s = torch.cat([first & 63, third & 15 | first >> 6 << 4], dim=-1)
     t = torch.cat([second & 63, third >> 4 | second >> 6 << 4], dim=-1)
     return s.float(), t.float()

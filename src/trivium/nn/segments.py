@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.nn.attention import attend
+from trivium.nn.untraced import untraced
 
 PADDING = -1
 TILE = 128  # tokens, up to which short texts share a tile
@@ -53,7 +54,7 @@ class Segments:
         self._masks: dict[tuple[int, bool, int | None], Tensor] = {}
 
     @classmethod
-    @torch.compiler.disable
+    @untraced
     def of(cls, numbers: Tensor) -> "Segments | None":
         """The segments (B, T) of a batch; None if every row is one text."""
         return None if bool((numbers == numbers[:, :1]).all()) else cls(numbers)
@@ -87,17 +88,18 @@ class Segments:
         )
         return y.unflatten(0, (q.shape[0], longest)).transpose(1, 2)
 
-    @torch.compiler.disable
+    @untraced
     def _by_tiles(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None
     ) -> Tensor:
         rows, heads, count, width = q.shape
         lengths = [tile.length for tile in self._tiles]
-        # Along all rows (1, H or G, B·T, D). Views: `split` has a backward of one copy.
+        # Along all rows. Views, and the backward of `split` is one copy.
         flat = (x.transpose(1, 2).reshape(1, rows * count, -1, width) for x in (q, k, v))
-        pieces = zip(*(x.transpose(1, 2).split(lengths, dim=2) for x in flat), strict=True)
+        pieces = zip(*(torch.split(x, lengths, 1) for x in flat), strict=True)
         parts = []
-        for i, (tile, (q_, k_, v_)) in enumerate(zip(self._tiles, pieces, strict=True)):
+        for i, (tile, piece) in enumerate(zip(self._tiles, pieces, strict=True)):
+            q_, k_, v_ = (x.transpose(1, 2) for x in piece)  # (1, H or G, length, D)
             if not tile.real:
                 y = torch.zeros_like(q_)
             elif len(tile.lengths) == 1:
