@@ -24,6 +24,7 @@ from trivium.language.native_step import NativeStep
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import log_probabilities
 from trivium.language.slots import Slot, Slots
+from trivium.language.transformer import TransformerConfig
 
 # Tokens of a prompt that are read at once. It bounds the memory of a long prompt, and how long the
 # others of a batch wait; on a CPU more tokens together are no faster.
@@ -177,6 +178,8 @@ class Engine:
         long anywhere. The rule depends on nothing else, so prompts are always cut alike.
         """
         config = self.model.config
+        if not isinstance(config, TransformerConfig):
+            return self.chunk
         head_dim = config.head_dim or config.width // config.heads
         mixed = config.heads * head_dim  # numbers that attention makes of a token
         weights = config.width * (4 * mixed + 3 * config.hidden)  # of a layer, nearly

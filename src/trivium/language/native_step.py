@@ -68,10 +68,11 @@ class NativeStep:
         self._source = model  # its modules own the weights
 
     @classmethod
-    def of(cls, model: Transformer) -> "NativeStep | None":
+    def of(cls, model: nn.Module) -> "NativeStep | None":
         """A step for `model`; None where the kernels are missing or do not know its parts."""
-        library = native.library()
-        if library is None or not all(map(_known, model.layers)):
+        if not isinstance(model, Transformer) or (library := native.library()) is None:
+            return None
+        if not all(map(_known, model.layers)):
             return None
         if tuple(map(type, _ends(model))) != (PackedLinear, PackedLinear):
             return None

@@ -42,7 +42,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.norm.parameters()).device
+        return next(self.model.parameters()).device
 
 
 def load_pretrained(

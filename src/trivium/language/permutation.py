@@ -1,0 +1,82 @@
+"""What an XLNet learns from: some tokens of a row, in an order that is drawn for each row (Yang et
+al. 2019, partial prediction).
+
+    order     0 0 2 0 0 1 0 0     0: known from the start; the others become known one by one
+    places    5 2                 which they are, in that order
+    targets   their ids
+
+With one token in `share` (the paper's K) to predict, the others give the context.
+
+B rows, T tokens, P = T / share places to predict.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trivium.data import IGNORE
+from trivium.language.losses import cross_entropy
+from trivium.language.xlnet import XLNet
+from trivium.train import Loss
+
+SHARE = 6
+
+
+def permuted(
+    batch: Mapping[str, Tensor], generator: torch.Generator, *, share: int = SHARE
+) -> dict[str, Tensor]:
+    """The batch for `permuted_token`, from ids (B, T) and optional segments (B, T), −1 being
+    padding, which is not predicted."""
+    ids = batch["ids"]
+    count = max(1, ids.shape[1] // share)
+    numbers = torch.rand(ids.shape, generator=generator)
+    made = {"ids": ids}
+    if "segments" in batch:
+        made["segments"] = batch["segments"]
+        numbers[batch["segments"] < 0] = -1
+    drawn, places = numbers.topk(count, dim=1)
+    ranks = torch.arange(1, count + 1).expand(len(ids), -1)
+    made["order"] = torch.zeros_like(ids).scatter(1, places, ranks)
+    made["places"] = places
+    made["targets"] = ids.gather(1, places).masked_fill(drawn < 0, IGNORE)
+    return made
+
+
+class PermutedBatches:
+    """Batches whose rows are `permuted`, each with random numbers of its own: those of a batch
+    depend on the seed and its number alone, so that a run goes on as if it had never stopped.
+
+    batches: micro-batches; with `state` and `load` if they can go on from a place
+    """
+
+    def __init__(self, batches: Any, *, seed: int, share: int = SHARE) -> None:
+        self._batches, self._seed, self._share = batches, seed, share
+        self._number = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        source: Iterable[Mapping[str, Tensor]] = self._batches
+        for batch in source:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._number)
+            self._number += 1
+            yield permuted(batch, generator, share=self._share)
+
+    def state(self) -> dict[str, Any]:
+        return {"batches": self._batches.state(), "number": self._number}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._batches.load(state["batches"])
+        self._number = int(state["number"])
+
+
+def permuted_token(model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+    """The sum of −ln p of the tokens at `places`, each given what is known before it."""
+    assert isinstance(model, XLNet)
+    features = model.predict(
+        batch["ids"], batch["order"], batch["places"], segments=batch.get("segments")
+    )
+    targets = batch["targets"].flatten()
+    head = model.head
+    total = cross_entropy(features.flatten(0, 1), head.weight, targets, bias=head.bias)
+    return Loss(total, (targets != IGNORE).sum())
