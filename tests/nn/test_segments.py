@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trivium.nn import segments as module
 from trivium.nn.attention import attend
-from trivium.nn.segments import PADDING, TILE, Segments
+from trivium.nn.segments import PADDING, Segments
 
 # Lengths of the texts of each row; the rest of a row is padding.
 ROWS: dict[str, list[list[int]]] = {
@@ -17,7 +18,7 @@ ROWS: dict[str, list[list[int]]] = {
     "padded": [[3, 2], [7], [1, 1, 1]],
     "single-tokens": [[1] * 7],
     "one-row-is-one-text": [[7], [2, 5]],
-    "longer-than-a-tile": [[TILE - 1, 1, 1, TILE + 2, 3, 5], [2 * TILE, 8]],
+    "long": [[40, 1, 1, 70, 3, 5], [113, 7]],
     "nothing-real": [[], [2, 3]],
 }
 
@@ -94,13 +95,26 @@ def test_rows_of_one_text_are_no_segments(numbers: list[list[int]]) -> None:
     assert Segments.of(torch.tensor([[0, 0, 1], *([[0, 0, 0]] * 2)])) is not None
 
 
-def test_no_mask_is_larger_than_a_tile() -> None:
-    """A row of a thousand tokens: the largest thing that is made is a tile's."""
-    lengths = [TILE // 2 + 1] * 8 + [5] * 90
-    made = Segments(numbers_of([lengths]))
-    made.attend(*heads_of([lengths], 4), causal=True)
-    assert made._masks and max(mask.numel() for mask in made._masks.values()) <= TILE**2
-    assert len(made._tiles) < 8 + 90 * 5 // (TILE - 5) + 2
+def test_a_long_row_of_short_texts_is_cheap() -> None:
+    """The largest thing that is made is of the size of the keys, not of (T, T)."""
+    lengths = [5] * 100
+    qkv = heads_of([lengths], 4)
+    with Largest() as seen:
+        Segments(numbers_of([lengths])).attend(*qkv, causal=True).sum().backward()
+    assert 0 < seen.elements <= qkv[0].numel() < 500**2
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation gives back."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
 
 
 def plain_varlen(

@@ -101,8 +101,9 @@ def cross_entropy(
     grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
-    total = ChunkedCrossEntropy.apply(features, weight, bias, targets, weights, chunk, grad)
-    return cast(Tensor, total)
+    function: Any = ChunkedCrossEntropy
+    total: Tensor = function.apply(features, weight, bias, targets, weights, chunk, grad)
+    return total
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -62,6 +62,7 @@ class TransformerConfig:
     out_bias: bool = False  # of the output projection of attention
     mlp_bias: bool = False
     tied: bool = True  # the head is the embedding, transposed
+    transform: Literal["none", "bert"] = "none"  # between the last block and the head
 
 
 NORMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
@@ -90,7 +91,10 @@ TURNS = {  # of layers that see everything, and of layers with a window
 
 
 class Embedding(nn.Embedding):
-    """Token vectors; `project` is the same matrix used as the head of a tied model."""
+    """Token vectors; `project` is the same matrix used as the head of a tied model, which may have
+    a bias."""
+
+    bias: nn.Parameter | None = None
 
     def reset_parameters(self) -> None:
         """Nothing: `Transformer.init_weights` does it. (Drawing for a tensor without storage makes
@@ -100,7 +104,7 @@ class Embedding(nn.Embedding):
         return self(index)
 
     def project(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class Scaled(nn.Module):
@@ -127,10 +131,26 @@ class BertStem(nn.Module):
         return self.norm(x + self.types[0])
 
 
+class BertTransform(nn.Module):
+    """norm(gelu(Wx + b)), which BERT puts before its head."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = NORMS[config.norm](config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(nn.functional.gelu(self.dense(x)))
+
+
 STEMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
     "plain": lambda c: nn.Identity(),
     "scaled": lambda c: Scaled(c.width),
     "bert": BertStem,
+}
+TRANSFORMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {
+    "none": lambda c: nn.Identity(),
+    "bert": BertTransform,
 }
 
 
@@ -247,7 +267,10 @@ class Transformer(nn.Module):
         self.stem = STEMS[config.stem](config)
         self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.layers))
         self.norm = LAST_NORMS[config.block](config)
+        self.transform = TRANSFORMS[config.transform](config)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.transform == "bert":  # its head has a bias
+            self.embedding.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.init_weights()
 
     @classmethod
@@ -325,7 +348,8 @@ class Transformer(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """(…, C) → (…, V)"""
-        return self.embedding.project(features) if self.head is None else self.head(features)
+        x = self.transform(features)
+        return self.embedding.project(x) if self.head is None else self.head(x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) → logits (B, T, V)"""

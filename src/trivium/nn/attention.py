@@ -206,9 +206,9 @@ class SelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        kind = {"causal": self.causal, "window": self.window, "scale": self.scale}
+        causal, window, scale = self.causal, self.window, self.scale
         if segments is None:
-            y = attend(q, k, v, real=real, **kind)
+            y = attend(q, k, v, causal=causal, window=window, real=real, scale=scale)
         else:
-            y = segments.attend(q, k, v, **kind)
+            y = segments.attend(q, k, v, causal=causal, window=window, scale=scale)
         return self.out(y.transpose(1, 2).reshape(B, T, H * self.head_dim))
