@@ -13,11 +13,17 @@ from torch import nn
 from trivium.checkpoint import WEIGHTS, SafetensorsFolder
 from trivium.errors import NotFound, UsageError
 from trivium.files import read_json
+from trivium.language.elmo import Elmo, ElmoConfig
 from trivium.language.pretrained import LanguageModel, Precision, load_pretrained
+from trivium.language.recurrent import Recurrent, RecurrentConfig
 from trivium.language.transformer import Transformer, TransformerConfig
+from trivium.language.xlnet import XLNet, XLNetConfig
 
 KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "transformer": (Transformer, TransformerConfig),
+    "recurrent": (Recurrent, RecurrentConfig),
+    "elmo": (Elmo, ElmoConfig),
+    "xlnet": (XLNet, XLNetConfig),
 }
 
 
