@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.data import IGNORE
-from trivium.language.losses import cross_entropy
+from trivium.language.losses import head_loss
 from trivium.language.recurrence import LSTM, Spans, continued, init_cell
 from trivium.language.transformer import Embedding
 from trivium.nn.attention import KVCache
@@ -148,16 +148,8 @@ def both_directions(model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
     ids, targets = batch["ids"], batch["targets"]
     learnt = targets != IGNORE
     segments = batch.get("segments", torch.zeros_like(ids)).masked_fill(~learnt, -1)
-    weight = model.embedding.weight if model.head is None else model.head.weight
-    losses = [
-        cross_entropy(features.flatten(0, 1), weight, wanted.flatten())
-        for features, wanted in (
-            (model.features(ids, segments=segments), targets),
-            (
-                model.backward_features(targets.clamp(min=0), segments=segments),
-                ids.masked_fill(~learnt, IGNORE),
-            ),
-        )
-    ]
-    ahead, back = losses
+    read = model.features(ids, segments=segments)
+    ahead = head_loss(model, read.flatten(0, 1), targets.flatten())
+    read = model.backward_features(targets.clamp(min=0), segments=segments)
+    back = head_loss(model, read.flatten(0, 1), ids.masked_fill(~learnt, IGNORE).flatten())
     return Loss(ahead + back, learnt.sum(), {"ahead": ahead.detach(), "back": back.detach()})

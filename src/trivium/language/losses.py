@@ -72,12 +72,20 @@ def _token_loss(model: nn.Module, batch: Mapping[str, Tensor], *, pick_rows: boo
         rows = counted.nonzero().squeeze(1)
         features, targets = features[rows], targets[rows]
         weights = None if weights is None else weights[rows]
+    return Loss(head_loss(model, features, targets, weights), total_weight)
+
+
+def head_loss(
+    model: nn.Module, features: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """The summed cross-entropy of what the model's head says of features (N, C), where targets
+    (N,) would be right."""
     if (transform := getattr(model, "transform", None)) is not None:
         features = transform(features)
+    headed = cast(Headed, model)
     head = headed.embedding if headed.head is None else headed.head
     bias = getattr(head, "bias", None)
-    total = cross_entropy(features, head.weight, targets, bias=bias, weights=weights)
-    return Loss(total, total_weight)
+    return cross_entropy(features, head.weight, targets, bias=bias, weights=weights)
 
 
 def cross_entropy(

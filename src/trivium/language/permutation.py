@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.data import IGNORE
-from trivium.language.losses import cross_entropy
+from trivium.language.losses import head_loss
 from trivium.language.xlnet import XLNet
 from trivium.train import Loss
 
@@ -77,6 +77,4 @@ def permuted_token(model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         batch["ids"], batch["order"], batch["places"], segments=batch.get("segments")
     )
     targets = batch["targets"].flatten()
-    head = model.head
-    total = cross_entropy(features.flatten(0, 1), head.weight, targets, bias=head.bias)
-    return Loss(total, (targets != IGNORE).sum())
+    return Loss(head_loss(model, features.flatten(0, 1), targets), (targets != IGNORE).sum())

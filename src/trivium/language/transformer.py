@@ -94,7 +94,11 @@ class Embedding(nn.Embedding):
     """Token vectors; `project` is the same matrix used as the head of a tied model, which may have
     a bias."""
 
-    bias: nn.Parameter | None = None
+    bias: nn.Parameter | None
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__(vocab_size, width)
+        self.register_parameter("bias", None)
 
     def reset_parameters(self) -> None:
         """Nothing: `Transformer.init_weights` does it. (Drawing for a tensor without storage makes

@@ -137,22 +137,6 @@ class Block(nn.Module):
         return self.mlp_norm(x + self.mlp(x))
 
 
-class TiedHead(nn.Module):
-    """logits = E x + b, where E is the embedding's matrix, which stays the embedding's."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self._embedding = (embedding,)  # in a tuple it is no part of this module
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-
-    @property
-    def weight(self) -> Tensor:
-        return self._embedding[0].weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
-
-
 class XLNet(nn.Module):
     """
     predict    the query stream at some places, in any order of factorisation: what it learns
@@ -166,7 +150,8 @@ class XLNet(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.width)
         self.query = nn.Parameter(torch.zeros(config.width))  # what the query stream begins as
         self.layers: Any = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.head = TiedHead(self.embedding)
+        self.embedding.bias = nn.Parameter(torch.zeros(config.vocab_size))  # of the head
+        self.head = None  # the embedding, transposed
         self.init_weights()
 
     @torch.no_grad()
@@ -289,7 +274,7 @@ class XLNet(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """(…, C) → (…, V)"""
-        return self.head(features)
+        return self.embedding.project(features)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) → logits (B, T, V) of the token behind each"""

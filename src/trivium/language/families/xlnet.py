@@ -53,7 +53,7 @@ NAMES: Table = {
     **same(
         {
             "embedding.weight": "transformer.word_embedding.weight",
-            "head.bias": "lm_loss.bias",
+            "embedding.bias": "lm_loss.bias",
             "layers.{}.attention.content_bias": _LAYER + "rel_attn.r_w_bias",
             "layers.{}.attention.distance_bias": _LAYER + "rel_attn.r_r_bias",
             "layers.{}.attention.type_bias": _LAYER + "rel_attn.r_s_bias",
