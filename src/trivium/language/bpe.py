@@ -129,9 +129,9 @@ def _gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
         lines = merges.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {merges}: {error}") from None
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     try:
-        library = tokenizers.Tokenizer(models.BPE(ids, pairs))
+        library = tokenizers.Tokenizer(models.BPE(ids, [(one, other) for one, _, other in pairs]))
     except Exception as error:  # the library raises bare Exception for what it cannot read
         raise UsageError(f"{vocabulary} and {merges} do not fit: {error}") from None
     library.pre_tokenizer = gguf_tokenizer.byte_level("gpt-2")
