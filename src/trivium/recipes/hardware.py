@@ -1,9 +1,12 @@
-"""How many operations a second a device can do: what the share that is used (MFU) is a share of.
+"""What a device can do: operations a second, of which a run uses a share (MFU), and its memory.
 
 MFU = FLOPs of a token · tokens/s ÷ peak       (Chowdhery et al. 2022, appendix B)
 """
 
+import resource
 import time
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -33,6 +36,10 @@ GPUS: tuple[tuple[str, float, float], ...] = (
 )
 SIZE = {"cpu": 1024}  # of the square matrices that are multiplied
 SIZE_ELSEWHERE = 8192
+USAGE = {  # the file beside the one that limits the memory of a container
+    "memory.max": "memory.current",
+    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
+}
 SECONDS = 0.15  # that a measurement takes at least
 
 
@@ -81,3 +88,38 @@ def _is_head(model: nn.Module, module: nn.Module) -> bool:
     """Whether an embedding is the head as well (`Headed`: then the head is None)."""
     tied = getattr(model, "embedding", None) is module and hasattr(model, "head")
     return tied and model.head is None
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes that this process holds: on a GPU those of its tensors, else all of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still get; None where nobody knows."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        limit, used = Path("/sys/fs/cgroup") / name, Path("/sys/fs/cgroup") / USAGE[name]
+        if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+            found.append(int(limit.read_text()) - int(used.read_text()))
+    return min(found, default=None)
+
+
+def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the device has instructions for it, so that it is faster than float32."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "float32"
