@@ -70,6 +70,12 @@ def test_merged_is_counted_together() -> None:
     assert listed(merge(one, other), 3) == ngrams(TRAIN, 3)
 
 
+def test_shortened_is_counted_to_that_order() -> None:
+    short = count(TRAIN, VOCAB, 4, begin=BEGIN).shortened(2)
+    found, expected = (smoothing.kneser_ney(c) for c in (short, count(TRAIN, VOCAB, 2, begin=BEGIN)))
+    assert found.score(HELD_OUT) == expected.score(HELD_OUT)
+
+
 def test_suffixes() -> None:
     counts = count(TRAIN, VOCAB, 4)
     rows = [list(listed(counts, n)) for n in range(2, 5)]

@@ -29,6 +29,11 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
         "trivium.cli.perplexity:perplexity",
         "Measure how well models predict a text.",
     ),
+    "train": ("trivium.cli.train:train", "Train a model by a recipe."),
+    "words": (
+        "trivium.cli.words:words",
+        "Find the words nearest to a word, or to a sum of words.",
+    ),
     "serve": ("trivium.cli.serve:serve", "Serve models over HTTP, as OpenAI's API."),
     "models": (
         "trivium.cli.models:models",

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, decoders, models
 
 from trivium.errors import NotFound, TriviumError, UsageError
 from trivium.files import read_json
+from trivium.gguf_file import GGUFFile
 from trivium.language import gguf_tokenizer
 from trivium.language.tokenizer import Tokenizer
 
@@ -113,8 +114,10 @@ def cost(encoder: Encoder, texts: Iterable[str], *, check: bool = True) -> Cost:
 
 
 def published(path: Path) -> Tokenizer:
-    """A published tokenizer: a folder with tokenizer.json, or with the two files of GPT-2
+    """A published tokenizer: a GGUF file, or a folder with tokenizer.json or the two files of GPT-2
     (vocab.json and merges.txt, or encoder.json and vocab.bpe)."""
+    if path.is_file() and path.suffix == ".gguf":
+        return Tokenizer.from_gguf(GGUFFile(path).metadata)
     if not path.is_dir():
         raise NotFound(f"no such folder: {path}")
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):

@@ -114,6 +114,11 @@ class Counts:
         trie = self.trie
         return sum(array.nbytes for array in (*trie.words, *trie.first, *self.counts))
 
+    def shortened(self, order: int) -> "Counts":
+        """Without the n-grams that are longer; nothing is copied."""
+        trie = Trie(self.trie.words[:order], self.trie.first[:order])
+        return Counts(trie, self.counts[:order], self.begin)
+
 
 def before(nodes: Array) -> Array:
     """The row moved on by one token; -1 stands before the first."""

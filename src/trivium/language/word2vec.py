@@ -142,6 +142,10 @@ def encode(
     return many
 
 
+def _block(words: int) -> int:
+    return min(max(-(-words // BLOCKS), SMALLEST), LARGEST)
+
+
 class Learning:
     """Vectors on their way. `epoch`: how many are done."""
 
@@ -169,11 +173,11 @@ class Learning:
 
     def run(self, numbers: Path) -> Iterator[Progress]:
         """Learn what is left of the epochs."""
-        ids = np.memmap(numbers, np.int32, "r") if numbers.stat().st_size else np.zeros(0, np.int32)
-        if not len(ids) or (ids[: 1 << 20] < 0).all() and (ids < 0).all():
+        if not numbers.stat().st_size:
             raise UsageError("the text holds no word of the vocabulary")
+        ids = np.memmap(numbers, np.int32, "r")
         epochs, first = self.config.epochs, self.config.learning_rate or RATES[self.config.kind]
-        block = min(max(-(-len(ids) // BLOCKS), SMALLEST), LARGEST)
+        block = _block(len(ids))
 
         def rate(done: float) -> float:
             return max(first * (1 - done), first * 1e-4)
@@ -195,6 +199,12 @@ class Learning:
                         f"the vectors grew without bounds: lower the learning rate of {first:g}"
                     )
                 yield Progress(self.epoch + (not ends), then, found.mean, speed, bool(ends))
+
+    @staticmethod
+    def blocks(numbers: Path) -> int:
+        """How many Progress an epoch gives."""
+        many = numbers.stat().st_size // 4
+        return -(-many // _block(many))
 
     @property
     def matrix(self) -> Array:

@@ -4,5 +4,9 @@ The only place where data, model, loss and training meet. `trivium train NAME` r
 """
 
 RECIPES: dict[str, str] = {  # name: the first line of the module's docstring, as a test checks
+    "tokenizer": "Make a tokenizer from a text: byte-level BPE, beside published ones.",
+    "ngram": "Count n-grams, and compare what smoothings make of the counts.",
+    "word2vec": "Learn a vector for each word of a text, from the words it stands among.",
     "gpt": "Pre-train a causal Transformer from raw text; one dial, the depth, sets everything.",
+    "scaling": "Measure a scaling law: train models of several sizes on several amounts of data, and fit.",
 }
