@@ -8,5 +8,5 @@ RECIPES: dict[str, str] = {  # name: the first line of the module's docstring, a
     "ngram": "Count n-grams, and compare what smoothings make of the counts.",
     "word2vec": "Learn a vector for each word of a text, from the words it stands among.",
     "gpt": "Pre-train a causal Transformer from raw text; one dial, the depth, sets everything.",
-    "scaling": "Measure a scaling law: train models of several sizes on several amounts of data, and fit.",
+    "scaling": "Measure a scaling law: several sizes of model on several amounts of data, and a fit.",
 }

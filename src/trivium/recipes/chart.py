@@ -1,7 +1,7 @@
 """Charts of lines and points: as SVG for a page, drawn here, and as PNG by matplotlib."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ class Chart:
     title: str
     x: str
     y: str
-    series: dict[str, Sequence[Point]]
+    series: Mapping[str, Sequence[Point]]
     log_x: bool = False
     log_y: bool = False
     points: tuple[str, ...] = ()
