@@ -13,9 +13,13 @@ sequence.
 import ctypes
 from array import array
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trivium.language.transformer import Block, SandwichBlock, Scaled, Transformer
@@ -35,6 +39,7 @@ from trivium.nn.positions import (
 
 ACTIVATIONS = {SwiGLU: 0, GeGLU: 1}
 QUERIES, WIDEST = 32, 256  # of a unit of attention, as attention.h has them
+_NOWHERE = np.empty((0, 3), np.int64)
 
 
 class NativeStep:
@@ -66,6 +71,7 @@ class NativeStep:
             head.matrix(fine=True),
         )
         self._source = model  # its modules own the weights
+        self._places = WeakKeyDictionary[KVCache, tuple[list[Tensor], NDArray[np.int64]]]()
 
     @classmethod
     def of(cls, model: nn.Module) -> "NativeStep | None":
@@ -94,7 +100,6 @@ class NativeStep:
         Returns float32 logits (B, V) after the last token of each sequence; with `every`, those
         after each token, one sequence after the other.
         """
-        count = len(caches)
         token, sequence = array("q"), array("i")
         position, wanted = array("i"), array("i")
         for i, (new, cache) in enumerate(zip(ids, caches, strict=True)):
@@ -104,16 +109,8 @@ class NativeStep:
             wanted.append(len(token) - 1)
         if every:
             wanted = array("i", range(len(token)))
-        stores = [
-            cache.reserve(len(new), *self._shape) for new, cache in zip(ids, caches, strict=True)
-        ]
-        layers = range(self._model.layers)
-        table = (native.Cache * (len(layers) * count))(
-            *(
-                native.Cache(store[i][0].data_ptr(), store[i][1].data_ptr(), store[i].shape[3])
-                for i in layers
-                for store in stores
-            )
+        table = np.stack(
+            [self._stores(cache, len(new)) for new, cache in zip(ids, caches, strict=True)], axis=1
         )
         logits = torch.empty(len(wanted), self._model.vocab)
         self._library.trivium_threads(torch.get_num_threads())
@@ -121,8 +118,8 @@ class NativeStep:
             ctypes.byref(self._model),
             len(token),
             *map(_address, (token, sequence, position)),
-            count,
-            table,
+            len(caches),
+            ctypes.c_void_p(table.ctypes.data),
             len(wanted),
             _address(wanted),
             ctypes.c_void_p(logits.data_ptr()),
@@ -132,6 +129,17 @@ class NativeStep:
         for new, cache in zip(ids, caches, strict=True):
             cache.advance(len(new))
         return logits
+
+    def _stores(self, cache: KVCache, count: int) -> NDArray[np.int64]:
+        """Where the cache keeps keys and values, with room for `count` more tokens: (layers, 3)
+        as `native.Cache` has them."""
+        stores = cache.reserve(count, *self._shape)
+        known, places = self._places.get(cache, ([], _NOWHERE))
+        if len(known) != len(stores) or not all(map(is_, known, stores)):
+            rows = [(store[0].data_ptr(), store[1].data_ptr(), store.shape[3]) for store in stores]
+            places = np.array(rows, np.int64)
+            self._places[cache] = list(stores), places
+        return places
 
     def _layer(self, block: Any) -> native.Layer:
         attention = block.attention

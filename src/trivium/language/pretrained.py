@@ -1,41 +1,52 @@
-"""Loads published language models: a Hugging Face folder, or a GGUF file.
+"""Loads language models: a Hugging Face folder, a GGUF file, or the folder of a run.
 
 Weights go from the mapped file into the model one tensor at a time, rounded to the wanted precision
 on the way, so that they are never held twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trivium.checkpoint import GGUFTensors, SafetensorsFolder, expand, fill
+from trivium import checkpoint
+from trivium.checkpoint import GGUFTensors, Part, SafetensorsFolder, expand, fill
 from trivium.errors import UsageError
 from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
+from trivium.language.adapters import Adapter, read_adapter
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family
+from trivium.language.kinds import KINDS
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
-from trivium.nn import native
+from trivium.nn import heap, native
 from trivium.nn.devices import pick_device
 from trivium.nn.packed import BLOCK, PackedLinear, pack
 from trivium.nn.quantized import Int8Linear
 from trivium.nn.threads import one_thread
 
+# What a BERT with a head has beside its features.
+WITH_HEAD = (
+    "transform.dense.weight",
+    "transform.dense.bias",
+    "transform.norm.weight",
+    "transform.norm.bias",
+    "embedding.bias",
+)
 Precision = Literal["auto", "packed", "int8", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
 class LanguageModel:
     """Everything that text generation needs. `template` is None for a model that is no
-    assistant."""
+    assistant. `model` is of one of `trivium.language.kinds`."""
 
     name: str
-    model: Transformer
+    model: Any
     tokenizer: Tokenizer
     template: ChatTemplate | None
     precision: str
@@ -45,49 +56,114 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
 
+class Parts(NamedTuple):
+    """What a path holds."""
+
+    model: Any
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
 def load_pretrained(
-    path: Path, *, device: str = "auto", precision: Precision = "auto"
+    path: Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    adapter: Path | None = None,
 ) -> LanguageModel:
     """Load a folder or a GGUF file: weights, tokenizer and chat template.
 
     `precision` "auto" is "packed" on a CPU (the blocks of a GGUF file as they are, 8 bits for other
-    weights), or "int8" where the native kernels cannot be had, and bfloat16 elsewhere.
+    weights), or "int8" where the native kernels cannot be had, and bfloat16 elsewhere; float32 for
+    a run's model that is no Transformer. The matrices that a LoRA `adapter` (a folder) changes are
+    changed before they are rounded, to 8 bits if packed.
     Raises NotFound and UsageError, in one line, for whatever is wrong with the files.
     """
     with one_thread():  # copies, at which more threads gain nothing
-        return _load(path, pick_device(device), precision)
+        loaded = _load(path, pick_device(device), precision, adapter)
+    heap.trim()
+    return loaded
 
 
-def _load(path: Path, place: torch.device, precision: Precision) -> LanguageModel:
+def load_trainable(path: Path) -> Parts:
+    """A model to be trained further: of a folder (Hugging Face, or a run's) or a GGUF file. All its
+    weights are in float32, on the CPU. Raises as `load_pretrained` does."""
+    with one_thread():
+        parts = _read(path, torch.device("cpu"), "float32")
+    parts.model.requires_grad_(True).train()
+    heap.trim()
+    return parts
+
+
+def load_encoder(path: Path, *, device: str = "auto") -> LanguageModel:
+    """A model that reads a text as a whole, with its head, in float32."""
+    with one_thread():
+        model, tokenizer, _ = _read(path, pick_device(device), "float32")
+    return LanguageModel(path.name, model, tokenizer, None, "float32")
+
+
+def _load(
+    path: Path, place: torch.device, precision: Precision, adapter: Path | None
+) -> LanguageModel:
+    other = None if (kind := run_kind(path)) in (None, "transformer") else kind
     if precision == "auto":
         small: Precision = "packed" if native.library() is not None else "int8"
         precision = small if place.type == "cpu" else "bfloat16"
+        precision = precision if other is None else "float32"
     if precision == "packed" and place.type != "cpu":
         raise UsageError(f"packed weights are for a CPU, not for {place.type}: use bfloat16")
-    if path.is_dir():
-        model = _generator(path, read_folder(path, place, precision))
-        tokenizer, template = Tokenizer.from_folder(path), ChatTemplate.from_folder(path)
-        return LanguageModel(path.name, model, tokenizer, template, precision)
-    file = GGUFFile(path)
-    model = _generator(path, read_gguf(file, place, precision))
-    tokenizer, template = Tokenizer.from_gguf(file.metadata), ChatTemplate.from_gguf(file.metadata)
-    return LanguageModel(path.stem, model, tokenizer, template, precision)
-
-
-def _generator(path: Path, model: Transformer) -> Transformer:
-    if not model.config.causal:
+    if precision in ("packed", "int8") and other is not None:
+        raise UsageError(
+            f"{path} is a {other} model, which has no {precision} weights: use float32"
+        )
+    if adapter is not None and other is not None:
+        raise UsageError(f"{path} is a {other} model: adapters are for Transformers")
+    model, tokenizer, template = _read(path, place, precision, adapter)
+    if not getattr(model.config, "causal", True):
         raise UsageError(
             f"{path} is an encoder, which cannot generate text: it makes embeddings "
             "(trivium.language.embed)"
         )
-    return model
+    name = path.name if path.is_dir() else path.stem
+    return LanguageModel(name, model, tokenizer, template, precision)
 
 
-def read_folder(folder: Path, device: torch.device, precision: str) -> Transformer:
-    """The weights of a Hugging Face folder."""
+def run_kind(path: Path) -> str | None:
+    """The kind of the model that a run left in a folder; None for any other path."""
+    if not (path / "config.json").is_file():
+        return None
+    kind = read_json(path / "config.json").get("kind")
+    return None if kind is None else str(kind)
+
+
+def _read(
+    path: Path, place: torch.device, precision: Precision, adapter: Path | None = None
+) -> Parts:
+    if path.is_dir():
+        model = read_folder(path, place, precision, adapter=adapter)
+        return Parts(model, Tokenizer.from_folder(path), ChatTemplate.from_folder(path))
+    file = GGUFFile(path)
+    model = read_gguf(file, place, precision, adapter=adapter)
+    tokenizer, template = Tokenizer.from_gguf(file.metadata), ChatTemplate.from_gguf(file.metadata)
+    return Parts(model, tokenizer, template)
+
+
+def read_folder(
+    folder: Path,
+    device: torch.device,
+    precision: str,
+    *,
+    head: bool = True,
+    adapter: Path | None = None,
+) -> Any:
+    """The weights of a Hugging Face folder, or of a run. head=False: without what BERT has between
+    its last block and its head, for who needs its features only."""
     raw = read_json(folder / "config.json")
+    if "kind" in raw:
+        return _read_run(folder, device, precision, head, adapter)
     family = hf_family(raw)
     config = hf_config(family, raw)
+    config = config if head else replace(config, transform="none")
     tensors = SafetensorsFolder(folder)
     prefix = next(
         (p for p in family.hf_prefixes if any(n.startswith(p) for n in tensors.names())), ""
@@ -96,11 +172,33 @@ def read_folder(folder: Path, device: torch.device, precision: str) -> Transform
     ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
     model = Transformer.empty(config)
     rows = expand(family.hf_names, config.layers)
-    fill(model, tensors, rows, _placer(model, device, precision), prefix=prefix, ignored=ignored)
+    change = None if adapter is None else read_adapter(adapter, config)
+    place = _placer(model, device, precision, change)
+    fill(model, tensors, rows, place, prefix=prefix, ignored=ignored)
     return model.eval()
 
 
-def read_gguf(file: GGUFFile, device: torch.device, precision: str) -> Transformer:
+def _read_run(
+    folder: Path, device: torch.device, precision: str, head: bool, adapter: Path | None
+) -> Any:
+    _, model = checkpoint.empty(folder, KINDS)
+    if not isinstance(model, Transformer):
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        return checkpoint.load(folder, KINDS).to(device, dtype).requires_grad_(False).eval()
+    ignored: tuple[str, ...] = ()
+    if not head:
+        model = Transformer.empty(replace(model.config, transform="none"))
+        ignored = WITH_HEAD
+    rows = {name: (Part(name),) for name, _ in model.named_parameters()}
+    change = None if adapter is None else read_adapter(adapter, model.config)
+    place = _placer(model, device, precision, change)
+    fill(model, SafetensorsFolder(folder), rows, place, ignored=ignored)
+    return model.eval()
+
+
+def read_gguf(
+    file: GGUFFile, device: torch.device, precision: str, *, adapter: Path | None = None
+) -> Transformer:
     """The weights of a GGUF file."""
     family = gguf_family(file.metadata)
     shapes = {name: info.shape for name, info in file.tensors.items()}
@@ -110,16 +208,24 @@ def read_gguf(file: GGUFFile, device: torch.device, precision: str) -> Transform
         config = replace(config, rope_scaling={"rope_type": "factors", "factor": factor})
     model = Transformer.empty(config)
     rows = expand(family.gguf_names, config.layers)
-    place = _placer(model, device, precision)
+    change = None if adapter is None else read_adapter(adapter, config)
+    place = _placer(model, device, precision, change)
     fill(
         model,
-        GGUFTensors(file),
+        GGUFTensors(file, whole=_changed(change, rows)),
         rows,
         place,
         place_blocks=_block_placer(model) if precision == "packed" else None,
         ignored=family.ignored,
     )
     return model.eval()
+
+
+def _changed(change: Adapter | None, rows: Mapping[str, tuple[Part, ...]]) -> frozenset[str]:
+    """The tensors of a file that an adapter changes, so that their blocks are no use."""
+    if change is None:
+        return frozenset()
+    return frozenset(part.name for ours in change.parts for part in rows[f"{ours}.weight"])
 
 
 def _block_placer(model: Transformer) -> Callable[[str, Tensor, str], None]:
@@ -135,14 +241,17 @@ def _block_placer(model: Transformer) -> Callable[[str, Tensor, str], None]:
 
 
 def _placer(
-    model: Transformer, device: torch.device, precision: str
+    model: Transformer, device: torch.device, precision: str, change: Adapter | None = None
 ) -> Callable[[str, Tensor], None]:
-    """Puts a tensor where it belongs in a model without storage, in the wanted precision."""
+    """Puts a tensor where it belongs in a model without storage, as the adapter changes it and in
+    the wanted precision."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
 
     def place(name: str, tensor: Tensor) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
+        if change is not None and leaf == "weight" and owner_name in change.parts:
+            tensor = tensor.float() + change.delta(owner_name)
         if isinstance(owner, Int8Linear | PackedLinear):  # its weight came first
             owner.bias = tensor.to(device, dtype)
         elif precision in ("packed", "int8") and _is_matrix(owner, leaf):

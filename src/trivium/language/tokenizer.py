@@ -38,6 +38,7 @@ from trivium.language.tokenizer_json import (
     unknown_id,
     without,
 )
+from trivium.nn import heap
 
 _MARKUP = re.compile(r"<.+>|\[.+\]|\|.+\|", re.DOTALL)
 _HTML = re.compile(
@@ -97,7 +98,10 @@ class Tokenizer:
         spec = json.loads(self._marked.to_str())
         plain = tokenizers.Tokenizer.from_str(json.dumps(without(spec, self.control_tokens)))
         plain.add_special_tokens([AddedToken(self._anchor, special=True, normalized=False)])
-        return plain, unknown_id(spec["model"])
+        unknown = unknown_id(spec["model"])
+        del spec
+        heap.trim()
+        return plain, unknown
 
     def to_json(self) -> str:
         """The text of tokenizer.json."""

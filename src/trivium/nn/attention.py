@@ -52,7 +52,11 @@ class KVCache:
         """The stores of all layers (2, 1, G, capacity, D) in half precision, with room for `count`
         more tokens; for native code that writes into them itself."""
         end = self.length + count
-        if not self._stores:
+        if self._stores:  # the last layer is the last to grow
+            last = self._stores[-1]
+            if last.shape[3] >= end and last.dtype == torch.float16:
+                return self._stores
+        else:
             size = max(256, 1 << (end - 1).bit_length())
             store = torch.empty(2, 1, groups, size, width, dtype=torch.float16)
             self._stores = [torch.empty_like(store) for _ in range(layers)]
