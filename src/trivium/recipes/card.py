@@ -20,6 +20,7 @@ from trivium.recipes.loading import RECORD, word
 from trivium.recipes.progress import duration, plain
 
 CARD = "README.md"
+UNITS = {"bytes": format_size, "seconds": duration}  # that the name of a result may end with
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # title, headers, rows
 
 
@@ -41,7 +42,7 @@ def card(
         "\n## Cost\n",
         *_costs(record, facts),
         "\n## Evaluation\n",
-        *(f"- {_line(key)}: {show(value)}" for key, value in done.get("results", {}).items()),
+        *(f"- {_line(': '.join(shown(*pair)))}" for pair in done.get("results", {}).items()),
     ]
     for title, headers, rows in tables:
         parts += [f"\n### {_line(title)}\n", _table(headers, rows)]
@@ -132,6 +133,14 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(show, value))
     return "not a number" if value is None else _line(str(value))
+
+
+def shown(key: str, value: Any) -> tuple[str, str]:
+    """A result's name and value for people: memory_bytes 1500000000 → memory, 1.5 GB."""
+    name, _, unit = key.rpartition("_")
+    if isinstance(value, int | float) and name and unit in UNITS:
+        return name.replace("_", " "), UNITS[unit](value)
+    return key.replace("_", " "), show(value)
 
 
 def _line(text: str) -> str:

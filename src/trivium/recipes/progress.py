@@ -113,3 +113,20 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Speed:
+    """Tokens a second, of the last steps more than of older ones."""
+
+    def __init__(self, keep: float = 0.9) -> None:
+        self._keep, self._tokens, self._seconds = keep, 0.0, 0.0
+
+    def add(self, tokens: float, seconds: float) -> None:
+        self._tokens = self._keep * self._tokens + tokens
+        self._seconds = self._keep * self._seconds + seconds
+
+    def words(self, flops_per_token: float | None = None, peak: float | None = None) -> str:
+        """With the share of the `peak` (FLOP/s of all devices) that is used, where it is known."""
+        speed = self._tokens / self._seconds if self._seconds else 0.0
+        share = f", MFU {flops_per_token * speed / peak:.0%}" if flops_per_token and peak else ""
+        return f"{speed:,.0f} tokens/s{share}"

@@ -16,8 +16,6 @@ The same command goes on with a run that was stopped. Of several processes the f
 
 import contextlib
 import json
-import os
-import platform
 import random
 import resource
 import sys
@@ -31,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trivium import __version__, checkpoint
+from trivium import checkpoint
 from trivium.errors import TriviumError, UsageError
 from trivium.files import read_json, write_atomic
 from trivium.recipes import folder as folders
@@ -39,9 +37,11 @@ from trivium.recipes import metrics
 from trivium.recipes.config import RecipeConfig
 from trivium.recipes.hardware import peak_flops
 from trivium.recipes.loading import RECORD
-from trivium.recipes.progress import Progress, plain
+from trivium.recipes.progress import Progress, Speed, plain
+from trivium.recipes.surroundings import now, surroundings
 from trivium.train import Step, TrainConfig, whole_state
 from trivium.train.parallel import World, join
+from trivium.train.snapshots import newest, number_of
 
 
 class Stopped(KeyboardInterrupt):
@@ -129,8 +129,12 @@ class Run:
             self.tell(f"{self.folder} is done already: fresh=yes or another out= begins anew")
             folders.release(self.folder)
             return
-        self._record = there or {"recipe": self.name, "started": _now(), "data": {}}
-        self._record |= {"config": config, "source": str(source), **_surroundings(self.world)}
+        self._record = there or {"recipe": self.name, "started": now(), "data": {}}
+        self._record |= {
+            "config": config,
+            "source": str(source),
+            **surroundings(self.device, self.world.size),
+        }
         self._write_record()
 
     def _write_record(self) -> None:
@@ -144,7 +148,7 @@ class Run:
         Raises UsageError if the run began with other data.
         """
         self.tell(f"{name} data: {source.description}")
-        if not self._writes():
+        if self.config.dry_run or not self._writes():
             return
         known = self._record["data"].get(name, {}).get("hash")
         found = source.hash
@@ -174,9 +178,10 @@ class Run:
         """
         peak = None
         if flops_per_token and self.first:
-            peak, known = peak_flops(self.device, settings.precision)
+            one, known = peak_flops(self.device, settings.precision)
+            peak = one * self.world.size
             self._facts |= {"flops_per_token": flops_per_token, "peak_flops": peak, "peak": known}
-        speed = _Speed()
+        speed = Speed()
         first: int | None = None
         number = 0
         quiet = not self.first
@@ -190,7 +195,7 @@ class Run:
                     read = step.weight if tokens is None else tokens
                     speed.add(read, step.seconds)
                     self._log_step(step, read)
-                    words = _words(step, speed, flops_per_token, peak, self.world.size)
+                    words = f"loss {step.loss:.4f}, {speed.words(flops_per_token, peak)}"
                     self._progress.show(number, words)
                     for note in step.notes:
                         self.tell(note)
@@ -203,6 +208,24 @@ class Run:
                 if isinstance(steps, Generator):
                     steps.close()  # it saves, when the recipe stops early
         self._progress = None
+
+    def estimate(
+        self,
+        model: nn.Module,
+        loss: Any,
+        batches: Iterable[Any],
+        settings: TrainConfig,
+        *,
+        tokens: int | None = None,
+        flops_per_token: float | None = None,
+    ) -> dict[str, Any]:
+        """What the run would take in memory and time: the results of a dry run."""
+        if self.world.size > 1:
+            raise UsageError("a dry run is of one process: start it without torchrun")
+        from trivium.recipes.estimate import estimate
+
+        more: dict[str, Any] = {"tokens": tokens, "flops_per_token": flops_per_token}
+        return estimate(model, loss, batches, settings, device=self.device, **more)
 
     def _rewind(self, number: int) -> None:
         """The step `number` is the first of this process: drop what was measured from it on."""
@@ -223,10 +246,13 @@ class Run:
         self.log(step.number, **row)
 
     def _how_to_go_on(self, number: int, total: int) -> str:
-        return (
-            f"stopped after step {number:,} of {total:,}: saved in {self.folder}; the same command "
-            "goes on"
-        )
+        said = f"stopped after step {number:,} of {total:,}"
+        snapshot = newest(self.folder)
+        if snapshot is None:
+            return f"{said}: nothing was saved, the same command begins again"
+        last = number_of(snapshot)
+        behind = "" if last == number else f" after step {last:,}"
+        return f"{said}: saved in {self.folder}, the same command goes on{behind}"
 
     def log(self, step: int, **numbers: Any) -> None:
         """Add a line to metrics.jsonl."""
@@ -298,7 +324,7 @@ class Run:
             from trivium.recipes.report import write_all
 
             self._facts |= {"about": about or self._about(), "limits": limits, **self._costs()}
-            record = {"results": done, "facts": metrics.clean(self._facts), "finished": _now()}
+            record = {"results": done, "facts": metrics.clean(self._facts), "finished": now()}
             for line in write_all(self.folder, record, self.charts, self.tables):
                 self.tell(line)
             self._write(folders.RESULTS, json.dumps(record, indent=2, ensure_ascii=False))
@@ -341,53 +367,8 @@ class Run:
         write_atomic(self.folder / name, text)
 
 
-class _Speed:
-    """Tokens a second, of the last steps more than of older ones."""
-
-    def __init__(self, keep: float = 0.9) -> None:
-        self._keep, self._tokens, self._seconds = keep, 0.0, 0.0
-
-    def add(self, tokens: float, seconds: float) -> None:
-        self._tokens = self._keep * self._tokens + tokens
-        self._seconds = self._keep * self._seconds + seconds
-
-    def value(self) -> float:
-        return self._tokens / self._seconds if self._seconds else 0.0
-
-
-def _words(
-    step: Step, speed: _Speed, flops: float | None, peak: float | None, processes: int
-) -> str:
-    words = f"loss {step.loss:.4f}, {speed.value():,.0f} tokens/s"
-    if flops and peak:
-        words += f", MFU {flops * speed.value() / (peak * processes):.0%}"
-    return words
-
-
 def _seed(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _surroundings(world: World) -> dict[str, Any]:
-    device = str(world.device)
-    if world.device.type == "cuda":
-        device = torch.cuda.get_device_name(world.device)
-    return {
-        "versions": {
-            "trivium": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "platform": platform.platform(),
-        "device": device,
-        "processes": world.size,
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-    }
