@@ -104,14 +104,19 @@ def cross_entropy(
     products are made in its precision; the softmax and all sums are in float32 at least.
     """
     if chunk is None:
-        limit = CHUNK_BYTES.get(features.device.type, CHUNK_BYTES_ELSEWHERE)
-        chunk = max(16, limit // (4 * len(weight)))
+        chunk = chunk_rows(features.device, len(weight))
     grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
     function: Any = ChunkedCrossEntropy
     total: Tensor = function.apply(features, weight, bias, targets, weights, chunk, grad)
     return total
+
+
+def chunk_rows(device: torch.device, vocabulary: int) -> int:
+    """How many rows of logits may exist at a time."""
+    limit = CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
+    return max(16, limit // (4 * vocabulary))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -1,0 +1,123 @@
+"""The losses of policies that learn from rewards.
+
+    PPO (Schulman et al. 2017, eq. 7)    −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A),   ρ = π / π_old
+    value (Ziegler et al. 2019's code)   ½ max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²)
+    GRPO (Shao et al. 2024, eq. 3)       PPO's, + β · KL, averaged over each answer's tokens
+    k₃ (Schulman 2020)                   KL(π ‖ π_ref) ≈ π_ref/π − log(π_ref/π) − 1, which is ≥ 0
+
+All are of the N tokens of some answers, and not yet averaged.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trivium.data import IGNORE
+from trivium.language.alignment.logprobs import said
+from trivium.language.transformer import Transformer
+from trivium.train import Loss
+
+
+def clipped(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's loss of each token (N,)."""
+    ratio = (logprobs - old).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """The value's loss of each token (N,)."""
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """An estimate (N,) of KL(π ‖ π_ref) from tokens of π: unbiased, and never below 0."""
+    log_ratio = reference - logprobs
+    return log_ratio.exp() - log_ratio - 1
+
+
+class ActorCritic(nn.Module):
+    """The policy, and beside it the value of every place in its answers, by a linear head on the
+    same features: what PPO trains."""
+
+    def __init__(self, policy: Transformer) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value = nn.Linear(policy.config.width, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def values(self, features: Tensor) -> Tensor:
+        """(…, C) → (…)"""
+        return self.value(features).squeeze(-1).float()
+
+
+def ppo_loss(
+    model: ActorCritic,
+    batch: Mapping[str, Tensor],
+    *,
+    clip: float = 0.2,
+    value_clip: float = 0.2,
+    value_weight: float = 0.1,
+    entropy_weight: float = 0.0,
+    temperature: float = 1.0,
+) -> Loss:
+    """The sum over the tokens of answers.
+
+    batch: ids and targets (R, T); logprobs, values (R, T) as they were when the answers were made;
+    advantages and returns (R, T)
+    """
+    features = model.policy.features(batch["ids"])
+    entropy = entropy_weight != 0
+    now = said(model.policy, batch, features=features, temperature=temperature, entropy=entropy)
+    real = batch["targets"] != IGNORE
+    old, advantage = batch["logprobs"][real], batch["advantages"][real]
+    policy = clipped(now.logprobs, old, advantage, clip).sum()
+    value = clipped_value(
+        model.values(features[real]), batch["values"][real], batch["returns"][real], value_clip
+    ).sum()
+    total = policy + value_weight * value
+    metrics = _drift(now.logprobs, old, clip)
+    metrics |= {"policy_loss": policy.detach(), "value_loss": value.detach()}
+    if now.entropy is not None:
+        total = total - entropy_weight * now.entropy.sum()
+        metrics["entropy"] = now.entropy.sum().detach()
+    return Loss(total, real.sum(), metrics)
+
+
+def grpo_loss(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    clip: float = 0.2,
+    beta: float = 0.04,
+    temperature: float = 1.0,
+) -> Loss:
+    """The sum over answers of the mean over each one's tokens.
+
+    batch: ids and targets (R, T), logprobs (R, T) as they were when the answers were made,
+    reference (R, T) of the reference model (not looked at if beta is 0), advantages (R,)
+    """
+    real = batch["targets"] != IGNORE
+    now = said(model, batch, temperature=temperature)
+    old = batch["logprobs"][real]
+    share = 1.0 / real.sum(1).clamp(min=1)[now.rows]  # of a token in its answer
+    loss = clipped(now.logprobs, old, batch["advantages"][now.rows], clip)
+    metrics = _drift(now.logprobs, old, clip, share)
+    if beta:
+        divergence = k3(now.logprobs, batch["reference"][real])
+        loss = loss + beta * divergence
+        metrics["kl"] = (divergence * share).sum().detach()
+    return Loss((loss * share).sum(), real.any(1).sum(), metrics)
+
+
+def _drift(
+    logprobs: Tensor, old: Tensor, clip: float, share: Tensor | float = 1.0
+) -> dict[str, Tensor]:
+    """How far the policy is from the one that made the answers: the share of tokens whose ratio is
+    beyond the clip, and k₃ of the two."""
+    log_ratio = (logprobs - old).detach()
+    ratio = log_ratio.exp()
+    beyond = ((ratio - 1).abs() > clip).to(ratio.dtype)
+    return {"clipped": (share * beyond).sum(), "drift": (share * (ratio - 1 - log_ratio)).sum()}
