@@ -44,11 +44,13 @@ class Corpus(ABC, Generic[Item]):
 
     name         what the source is called
     bytes        of the whole source
+    licence      of the items, where it is known
     broken       how many records were left out so far (with skip_broken)
     first_broken what was wrong with the first few of them, each with its place
     """
 
     kind = "items"
+    licence: str | None = None
 
     def __init__(
         self, name: str, blocks: Blocks | Held, *, skip_broken: bool = False, note: str = ""
@@ -237,7 +239,9 @@ def embedded() -> Documents:
             "when none is given: name a file or folder of text"
         ) from None
     name = f"the language reference inside CPython {platform.python_version()}"
-    return documents([topics[topic] for topic in sorted(topics)], name=name)
+    found = documents([topics[topic] for topic in sorted(topics)], name=name)
+    found.licence = "PSF-2.0"
+    return found
 
 
 def blocks_of(source: str, *, records: bool = False) -> tuple[str, Blocks, str]:
