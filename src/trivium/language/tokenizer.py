@@ -32,15 +32,15 @@ from trivium.language import gguf_tokenizer
 from trivium.language.tokenizer_json import (
     BYTE_OF,
     add_configured,
+    blind,
     read_text,
     role_tokens,
     speller,
-    unknown_id,
-    without,
 )
 from trivium.nn import heap
 
 _MARKUP = re.compile(r"<.+>|\[.+\]|\|.+\|", re.DOTALL)
+Spans = list[tuple[int, int]]  # first character, and the one behind the last
 _HTML = re.compile(
     r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|p|a|br|ul|ol|li|img|div|span"
     r"|strong|em|b|i|u|s|sub|sup|code|pre)>"
@@ -95,13 +95,9 @@ class Tokenizer:
     @cached_property
     def _blind(self) -> tuple[tokenizers.Tokenizer, int | None]:
         """The same tokenizer without its control tokens, and the id of its unknown token."""
-        spec = json.loads(self._marked.to_str())
-        plain = tokenizers.Tokenizer.from_str(json.dumps(without(spec, self.control_tokens)))
-        plain.add_special_tokens([AddedToken(self._anchor, special=True, normalized=False)])
-        unknown = unknown_id(spec["model"])
-        del spec
+        made = blind(self._marked.to_str(), self.control_tokens, self._anchor)
         heap.trim()
-        return plain, unknown
+        return made
 
     def to_json(self) -> str:
         """The text of tokenizer.json."""
@@ -128,38 +124,47 @@ class Tokenizer:
         """The ids of markup that holds untrusted parts.
 
         In those parts, each character that could begin a control token stands disguised as another
-        one that is nowhere else in the text (`disguise`: real to stand-in). So whatever the parts
-        were joined with, the control tokens found are those of the markup alone. Where nothing is
-        disguised this is `encode(text, special=True)`.
+        that is nowhere else (`disguise`: real to stand-in). So whatever the parts were joined with,
+        the control tokens found are those of the markup. Without any it is `encode(special=True)`.
         """
+        return self.encode_spans(text, disguise)[0]
+
+    def encode_spans(self, text: str, disguise: Mapping[str, str]) -> tuple[list[int], Spans]:
+        """`encode_marked`, and from where to where in `text` each token reaches."""
         encoding = _encoded(self._marked, text)
         if not any(stand_in in text for stand_in in disguise.values()):
-            return encoding.ids
+            return encoding.ids, encoding.offsets
         plain, unknown = self._blind
         reveal = str.maketrans({stand_in: real for real, stand_in in disguise.items()})
         read, spans = encoding.ids, encoding.offsets
         texts = {id: token for token, id in self.control_tokens.items()}
-        # Where a control token was read; the unknown token may also have been put for some text.
+        # Where a control token was read; the unknown one may also have been put for some text.
         places = [
             i
             for i, id in enumerate(read)
             if id in texts and (id != unknown or text[slice(*spans[i])].strip() == texts[id])
         ]
         ids: list[int] = []
+        reach: Spans = []
         first, start = 0, 0  # of the run between two control tokens: its first id, first character
         for i in [*places, len(read)]:
             end = spans[i][0] if i < len(read) else len(text)
             run = text[start:end].translate(reveal)
             if run == text[start:end]:
                 ids += read[first:i]
-            elif start == 0:
-                ids += plain.encode(run, add_special_tokens=False).ids
+                reach += spans[first:i]
             else:
-                ids += plain.encode(self._anchor + run, add_special_tokens=False).ids[1:]
-            if i < len(read):
-                ids.append(read[i])
-                first, start = i + 1, spans[i][1]
-        return ids
+                anchor = self._anchor if start else ""
+                back, found = (
+                    len(anchor) - start,
+                    plain.encode(anchor + run, add_special_tokens=False),
+                )
+                ids += found.ids[bool(anchor) :]
+                reach += [(a - back, b - back) for a, b in found.offsets[bool(anchor) :]]
+            ids += read[i : i + 1]
+            reach += spans[i : i + 1]
+            first, start = i + 1, spans[i][1] if i < len(read) else 0
+        return ids, reach
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to the text; none for an id that stands for no token."""

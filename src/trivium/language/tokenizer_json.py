@@ -1,6 +1,7 @@
 """tokenizer.json as data: the files beside it, how its tokens are spelled, and a copy of it that is
 blind to control tokens."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -47,6 +48,17 @@ def unknown_id(model: Mapping[str, Any]) -> int | None:
     else:
         id = model["vocab"].get(model.get("unk_token"))
     return id
+
+
+def blind(
+    text: str, control: Mapping[str, int], anchor: str
+) -> tuple[tokenizers.Tokenizer, int | None]:
+    """The tokenizer of a tokenizer.json without its control tokens but with `anchor`, and the id of
+    its unknown token."""
+    spec = json.loads(text)
+    plain = tokenizers.Tokenizer.from_str(json.dumps(without(spec, control)))
+    plain.add_special_tokens([AddedToken(anchor, special=True, normalized=False)])
+    return plain, unknown_id(spec["model"])
 
 
 def _byte_alphabet() -> dict[str, int]:
