@@ -39,7 +39,7 @@ class Config(RecipeConfig):
     batch: int = 0  # tokens of a step; 0: by the rule above
     rows: int = 0  # of a micro-batch; 0: as many as are fast on the device
     learning_rate: float = 0.0  # 0: by the rule above
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"  # of the matrices of blocks; the rest: adamw
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products
     checkpointing: bool = False  # less memory, a third more time
     compile: bool = False  # pays on a GPU

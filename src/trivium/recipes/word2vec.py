@@ -37,7 +37,7 @@ class Config(RecipeConfig):
     data: str = ""  # text: a file, folder, glob or hf:NAME; "": the reference inside CPython
     words: Literal["words", "spaces"] = "words"  # runs of letters in small ones, or between spaces
     min_count: int = 5  # words that occur less often get no vector
-    kind: Literal["skip-gram", "cbow"] = "skip-gram"
+    kind: Literal["skip-gram", "cbow"] = "skip-gram"  # what is guessed: neighbours, or the word
     width: int = 100  # numbers of a vector
     window: int = 5  # words to each side, at most
     negative: int = 5  # noise words for each pair
