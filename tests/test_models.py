@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trivium.checkpoint import save
 from trivium.errors import NotFound, TriviumError, UsageError
+from trivium.language.classifier import ClassifierConfig
 from trivium.language.elmo import ElmoConfig
 from trivium.language.recurrent import RecurrentConfig
 from trivium.language.transformer import TransformerConfig
@@ -61,6 +62,7 @@ TINY: dict[str, tuple[str, Any]] = {
     "lstm-attention": ("recurrent", RecurrentConfig(**SMALL, top="attention")),
     "elmo": ("elmo", ElmoConfig(**SMALL)),
     "xlnet": ("xlnet", XLNetConfig(**SIZES)),
+    "classifier": ("classifier", ClassifierConfig(**SIZES, classes=("a", "b", "c"))),
 }
 
 
@@ -69,8 +71,11 @@ def ids() -> tuple[Tensor, ...]:
 
 
 LANGUAGE = ("transformer", "recurrent", "elmo", "xlnet")
-INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = dict.fromkeys(LANGUAGE, ids)
-SHAPES = dict.fromkeys(LANGUAGE, (2, 16, 61))
+INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = dict.fromkeys((*LANGUAGE, "classifier"), ids)
+SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(LANGUAGE, (2, 16, 61)),
+    "classifier": (2, 3),
+}
 UNTOUCHED = {"elmo": ("back.",)}  # parameters that another of its methods uses
 
 

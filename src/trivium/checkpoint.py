@@ -8,8 +8,8 @@ layers:
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,12 +95,16 @@ class Tensors(Protocol):
         ...
 
 
+# What TensorFlow called the parameters of a norm, as in the first checkpoints of BERT.
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
 class SafetensorsFolder:
     """model.safetensors, or the shards that model.safetensors.index.json lists; memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, str]] = {}  # who has it, and by what name
         index = folder / INDEX
         if index.is_file():
             files = sorted(set(read_json(index)["weight_map"].values()))
@@ -112,13 +116,15 @@ class SafetensorsFolder:
             raise NotFound(f"no {WEIGHTS} in {folder}{pickled}")
         for name in files:
             handle = _open_safetensors(folder / Path(name).name)
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+            names = list(handle.keys())
+            self._files.update({_new_name(stored): (handle, stored) for stored in names})
 
     def names(self) -> Iterable[str]:
         return self._files.keys()
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
+        handle, stored = self._files[name]
+        tensor: Tensor = handle.get_tensor(stored)
         return tensor
 
     def blocks(self, part: Part, config: Any) -> tuple[Tensor, str] | None:
@@ -126,6 +132,13 @@ class SafetensorsFolder:
 
     def release(self) -> None:
         """Nothing: the library reads, it does not map."""
+
+
+def _new_name(name: str) -> str:
+    for old, new in OLD_NAMES.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -140,9 +153,11 @@ def _open_safetensors(path: Path) -> Any:
 
 
 class GGUFTensors:
-    def __init__(self, file: GGUFFile) -> None:
+    """The tensors of a GGUF file. `whole`: those that are not wanted in blocks."""
+
+    def __init__(self, file: GGUFFile, *, whole: Container[str] = ()) -> None:
         self.path = file.path
-        self.file = file
+        self.file, self._whole = file, whole
 
     def names(self) -> Iterable[str]:
         return self.file.tensors.keys()
@@ -158,7 +173,7 @@ class GGUFTensors:
         kind = info.type_name
         if (kind not in packed.TYPES and kind not in REPACKED) or len(info.shape) != 2:
             return None
-        if part.change is transpose:
+        if part.change is transpose or part.name in self._whole:
             return None  # a block runs along a row
         rows = torch.from_numpy(self.file.raw(part.name)).view(info.shape[0], -1)
         if kind in REPACKED:
@@ -191,12 +206,14 @@ def fill(
     With `place_blocks`, matrices that the file holds in blocks which `trivium.nn.packed` can use go
     to `place_blocks(name, blocks, kind)` as they are.
 
-    One tensor is in memory at a time, so that weights are never held twice. Raises UsageError when
-    the checkpoint lacks a tensor, has one that nobody asked for, or has one of another shape.
+    One tensor is in memory at a time, so that weights are never held twice. Names may have `prefix`
+    before them, or not. Raises UsageError when the checkpoint lacks a tensor, has one that nobody
+    asked for, or has one of another shape.
     """
     names = set(tensors.names())
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    wanted = {prefix + part.name for ours in shapes for part in rows.get(ours, ())}
+    rows = {ours: tuple(_prefixed(p, prefix, names) for p in parts) for ours, parts in rows.items()}
+    wanted = {part.name for ours in shapes for part in rows.get(ours, ())}
     no_source = [ours for ours in shapes if ours not in rows]
     missing = sorted(wanted - names) + no_source
     unexpected = sorted(n for n in names - wanted if not n.endswith(tuple(ignored)))
@@ -215,7 +232,7 @@ def fill(
         if place_blocks is not None and all(piece is not None for piece in found):
             place_blocks(ours, *packed.stack([piece for piece in found if piece is not None]))
         else:
-            whole = _whole(tensors, rows[ours], config, prefix)
+            whole = _whole(tensors, rows[ours], config)
             if whole.shape != shape:
                 raise UsageError(
                     f"{tensors.path}: {ours} has shape {list(whole.shape)}, "
@@ -225,11 +242,15 @@ def fill(
         tensors.release()
 
 
-def _whole(tensors: Tensors, parts: Iterable[Part], config: Any, prefix: str) -> Tensor:
+def _prefixed(part: Part, prefix: str, names: Container[str]) -> Part:
+    return part if part.name in names else replace(part, name=prefix + part.name)
+
+
+def _whole(tensors: Tensors, parts: Iterable[Part], config: Any) -> Tensor:
     """A parameter, stacked from its parts."""
     pieces = []
     for part in parts:
-        tensor = tensors.read(prefix + part.name)
+        tensor = tensors.read(part.name)
         try:
             pieces.append(part.change.read(tensor, config) if part.change else tensor)
         except RuntimeError as error:
@@ -260,3 +281,40 @@ def save(
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     write_atomic(folder / WEIGHTS, to_bytes(state))
     write_atomic(folder / "config.json", json.dumps({"kind": kind, **asdict(config)}, indent=2))
+
+
+Kinds = Mapping[str, tuple[type[nn.Module], type[Any]]]  # kind → (class, class of its config)
+
+
+def empty(folder: Path, kinds: Kinds) -> tuple[str, Any]:
+    """The kind of the model that `save` wrote, and a model of that kind without storage."""
+    raw = read_json(folder / "config.json")
+    kind = raw.pop("kind", None)
+    if kind not in kinds:
+        raise UsageError(f"{folder}: kind {kind!r} is not known; known: {', '.join(kinds)}")
+    model_class, config_class = kinds[kind]
+    unknown = sorted(raw.keys() - {f.name for f in fields(config_class)})
+    if unknown:
+        raise UsageError(f"{folder}/config.json: {kind} has no setting {', '.join(unknown)}")
+    if not (folder / WEIGHTS).is_file():
+        raise NotFound(f"no {WEIGHTS} in {folder}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}  # no JSON tuples
+    try:
+        with torch.device("meta"):
+            return kind, model_class(config_class(**values))
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise UsageError(f"{folder}/config.json makes no {kind}: {error}") from None
+
+
+def load(folder: Path, kinds: Kinds) -> Any:
+    """The model that `save` wrote, in its own precision, on the CPU."""
+    _, model = empty(folder, kinds)
+    tensors = SafetensorsFolder(folder)
+    state = {name: tensors.read(name) for name in tensors.names()}
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder} does not fit its config: {' '.join(str(error).split())}"
+        ) from None
+    return model

@@ -47,7 +47,10 @@ def first(features: Tensor, real: Tensor) -> Tensor:
 def is_embedder(path: Path) -> bool:
     """Whether the model of a folder or GGUF file reads a text as a whole, so makes embeddings."""
     if path.is_dir():
-        return hf_family(read_json(path / "config.json")) is BERT
+        raw = read_json(path / "config.json")
+        if "kind" in raw:  # a run's
+            return raw["kind"] == "transformer" and raw.get("causal") is False
+        return hf_family(raw) is BERT
     return gguf_family(GGUFFile(path).metadata) is BERT
 
 
@@ -87,7 +90,7 @@ class Embedder:
         if not is_embedder(path):  # its last token alone would have seen everything
             raise UsageError(f"{path} generates text; an embedding model (BERT) is needed here")
         if path.is_dir():
-            return _from_folder(path, read_folder(path, place, precision))
+            return _from_folder(path, read_folder(path, place, precision, head=False))
         file = GGUFFile(path)
         return _from_gguf(path, file.metadata, read_gguf(file, place, precision))
 

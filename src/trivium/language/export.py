@@ -25,7 +25,7 @@ from trivium.language import export_tokenizer
 from trivium.language.embed import FLAGS, GGUF_POOLINGS, Embedder
 from trivium.language.families import family_of, gguf_config, hf_config
 from trivium.language.families.family import Family, explicit
-from trivium.language.pretrained import LanguageModel
+from trivium.language.pretrained import WITH_HEAD, LanguageModel
 from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.nn.positions import frequencies, scaling_kind
 
@@ -95,8 +95,12 @@ def _hf_config(family: Family, model: Transformer) -> dict[str, Any]:
 def _save_weights(family: Family, model: Transformer, path: Path) -> None:
     from safetensors.torch import save_file
 
+    # The names of a body are written with a prefix where a head stands beside it.
+    prefix = "" if model.config.transform == "none" else family.hf_prefixes[0]
+    beside = [part.name for ours in WITH_HEAD for part in family.hf_names.get(ours, ())]
     tensors = {}
-    for _, name, tensor in _theirs(family.hf_names, model):
+    for _, bare, tensor in _theirs(family.hf_names, model):
+        name = bare if bare in beside else prefix + bare
         dtype = model.embedding.weight.dtype
         rounded = tensor.to(dtype)
         # A change may need more bits than the model has; then those are written.

@@ -142,9 +142,10 @@ class BertTransform(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.width, config.width)
         self.norm = NORMS[config.norm](config)
+        self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(nn.functional.gelu(self.dense(x)))
+        return self.norm(nn.functional.gelu(self.dense(x), approximate=self.approximate))
 
 
 STEMS: dict[str, Callable[[TransformerConfig], nn.Module]] = {

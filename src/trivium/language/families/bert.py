@@ -1,13 +1,25 @@
-"""BERT (Devlin et al. 2018), as an encoder: its features are what sentence embeddings are made of.
-The pooler and the heads that it was trained with are left out."""
+"""BERT (Devlin et al. 2018): an encoder whose features sentence embeddings are made of, with the
+head that was trained to guess masked words if it has one. The pooler and the head for the next
+sentence are left out."""
 
 from typing import Any
 
 from trivium.checkpoint import Part
-from trivium.language.families.family import Family, same
+from trivium.language.families.family import Family, Values, same
 from trivium.language.transformer import TransformerConfig
 
 _LAYER = "encoder.layer.{}."
+_HEAD = "cls.predictions."
+_WITH_HEAD = ("BertForMaskedLM", "BertForPreTraining")
+
+
+def _from_hf(raw: Values) -> dict[str, Any]:
+    masked = any(name in _WITH_HEAD for name in raw.get("architectures") or [])
+    return {"transform": "bert" if masked else "none"}
+
+
+def _to_hf(config: TransformerConfig) -> dict[str, Any]:
+    return {} if config.transform == "none" else {"architectures": ["BertForMaskedLM"]}
 
 
 def _to_gguf(config: TransformerConfig) -> dict[str, Any]:
@@ -19,7 +31,7 @@ def _to_gguf(config: TransformerConfig) -> dict[str, Any]:
 
 BERT = Family(
     model_type="bert",
-    architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+    architectures=("BertModel", *_WITH_HEAD),
     gguf="bert",
     fixed={
         "norm": "layer",
@@ -70,6 +82,11 @@ BERT = Family(
                 "layers.{}.mlp.down.bias": _LAYER + "output.dense.bias",
                 "layers.{}.mlp_norm.weight": _LAYER + "output.LayerNorm.weight",
                 "layers.{}.mlp_norm.bias": _LAYER + "output.LayerNorm.bias",
+                "transform.dense.weight": _HEAD + "transform.dense.weight",
+                "transform.dense.bias": _HEAD + "transform.dense.bias",
+                "transform.norm.weight": _HEAD + "transform.LayerNorm.weight",
+                "transform.norm.bias": _HEAD + "transform.LayerNorm.bias",
+                "embedding.bias": _HEAD + "bias",
             }
         ),
         **{
@@ -115,6 +132,8 @@ BERT = Family(
             for leaf in ("weight", "bias")
         },
     },
+    from_hf=_from_hf,
+    to_hf=_to_hf,
     from_gguf=lambda metadata, shapes: {"tied": True},
     to_gguf=_to_gguf,
     hf_prefixes=("bert.",),
