@@ -12,9 +12,11 @@ import click
 from trivium import hub
 from trivium.cli import options
 from trivium.cli.console import print_json
+from trivium.cli.render import printable
 from trivium.download import format_size
 from trivium.errors import NotFound, UsageError
 from trivium.files import read_json
+from trivium.recipes import card
 
 # The same number under the names that families of models give it.
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -30,8 +32,15 @@ def show(name: str, as_json: bool) -> None:
     """Tell what a model is.
 
     NAME is what --model takes. Architecture, size, context and template are read from the model's
-    files; nothing is loaded.
+    files; nothing is loaded. Of the folder of a run of `trivium train` it prints the model card.
     """
+    run = Path(name).expanduser()
+    if card.is_run(run):
+        if as_json:
+            print_json(card.describe(run))
+        else:
+            click.echo(printable(card.printed(run)), nl=False)
+        return
     facts = describe(name)
     if as_json:
         print_json(facts)

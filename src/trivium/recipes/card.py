@@ -180,5 +180,7 @@ def printed(folder: Path) -> str:
     lines = [f"# {folder.name}: not done\n", f"recipe: {facts.get('recipe')}"]
     lines.append(f"step: {facts.get('step', 0):,}{of}")
     lines += [f"{name.replace('_', ' ')}: {show(v)}" for name, v in facts.get("last", {}).items()]
-    lines.append(f"\n`trivium train {folder}` goes on.")
+    ours = facts.get("recipe") in RECIPES
+    again = f"trivium train {folder}" if ours else f"{_command(facts)} --out {folder}"
+    lines.append(f"\n`{plain(again)}` goes on.")
     return "\n".join(lines) + "\n"

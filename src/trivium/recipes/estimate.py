@@ -103,7 +103,7 @@ def estimate(
     result["process_bytes"] = max(before - parts["weights"], 0)
     result["memory_bytes"] = before + needed
     if free is not None:
-        result["free_bytes"] = before + free
+        result["memory_there_bytes"] = before + free
         result["fits"] = needed < free
     return result | _time(seconds, settings, tokens, flops_per_token, device)
 
@@ -189,7 +189,7 @@ def _time(
             found["time"] = f"guessed: {USUAL:.0%} of the device's peak"
     if seconds is not None:
         found["step_seconds"] = seconds
-        found["total_seconds"] = seconds * settings.steps
+        found["all_steps_seconds"] = seconds * settings.steps
         if tokens:
             found["tokens_per_second"] = tokens / seconds
     return found

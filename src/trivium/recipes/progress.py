@@ -3,6 +3,7 @@
 gpt  step 120 of 1,000  loss 3.2145, 12,345 tokens/s, MFU 41 %, 3 min left
 """
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -42,7 +43,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._start: tuple[float, int] | None = None  # when, and how much was done then
-        self._shown = 0.0
+        self._shown = -math.inf  # when
         if not quiet and sys.stderr.isatty():
             self._open_bar()
 
@@ -74,7 +75,7 @@ class Progress:
             )
             return
         last = self._total is not None and done >= self._total
-        if not self._shown or last or now - self._shown >= EVERY:
+        if last or now - self._shown >= EVERY:
             self._shown = now
             of = f" of {self._total:,}" if self._total is not None else ""
             counted = f"{self._unit} {done:,}{of}"
