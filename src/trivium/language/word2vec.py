@@ -36,7 +36,7 @@ SMALLEST, LARGEST = 20_000, 4_000_000  # words of a block
 # Scripts that put no spaces between words: each of their characters counts as one.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-RATES = {"skip-gram": 0.025, "cbow": 0.05}  # of learning, unless told otherwise
+RATES = {"skip-gram": 0.025, "cbow": 0.1}  # of learning, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Config:
     negative: int = 5  # noise words a pair
     subsample: float = 1e-3  # frequent words are left out beyond this share of the text; 0: never
     epochs: int = 5
-    learning_rate: float = 0.0  # falls to a 10,000th; 0: 0.025 for skip-gram, 0.05 for CBOW
+    learning_rate: float = 0.0  # falls to a 10,000th; 0: 0.025 for skip-gram, 0.1 for CBOW
     threads: int = 0  # 0: as many as there are cores; 1 gives the same vectors every time
     seed: int = 0
 

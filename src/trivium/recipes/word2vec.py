@@ -43,7 +43,7 @@ class Config(RecipeConfig):
     negative: int = 5  # noise words for each pair
     subsample: float = 1e-3  # frequent words are left out beyond this share of the text
     epochs: int = 0  # 0: 5, and up to 50 for a small text
-    learning_rate: float = 0.0  # 0: 0.025 for skip-gram, 0.05 for cbow
+    learning_rate: float = 0.0  # 0: 0.025 for skip-gram, 0.1 for cbow
     threads: int = 0  # 0: as many as there are cores; 1 gives the same vectors every time
     questions: str = ""  # a file of analogies to answer, as questions-words.txt
     show: tuple[str, ...] = ()  # words whose neighbours go into the report; (): frequent ones
