@@ -6,11 +6,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tests.train.conftest import Rows, small, squares
+from tests.train.conftest import Rows, Small, rows, small, squares
 
 from trivium.train import TrainConfig, rank, train, whole_state, world_size
 
 STEPS = 6
+
+
+@torch.no_grad()
+def answers(model: Small) -> torch.Tensor:
+    """What a recipe does between two steps."""
+    model.eval()
+    return model(rows(4, seed=1)["x"])
 
 
 def run(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
@@ -20,12 +27,15 @@ def run(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     config = TrainConfig(
         steps=STEPS, learning_rate=1e-2, device="cpu", ema=0.9, save_every=3, **settings
     )
-    losses = []
+    losses, said = [], []
     for step in train(model, squares, batches, config, folder=folder):
         losses.append(step.loss)
         step.judge(step.loss)
+        said.append(answers(model))
+        with step.averaged():
+            said.append(answers(model))
     state = dict(whole_state(model))
-    return state | {"losses": torch.tensor(losses)}
+    return state | {"losses": torch.tensor(losses), "said": torch.stack(said)}
 
 
 def main(scenario: str, folder: Path) -> None:

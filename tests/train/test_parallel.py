@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.train.conftest import Rows, assert_near, small, squares, weights
+from tests.train.ranks import answers
 from torch import Tensor
 
 from trivium.train import TrainConfig, restore_best, snapshots, train
@@ -39,6 +40,16 @@ def alone(folder: Path | None = None, **settings: Any) -> tuple[dict[str, Tensor
     return weights(model), losses
 
 
+def said_alone() -> Tensor:
+    model, said = small(dropout=0), []
+    config = TrainConfig(steps=STEPS, learning_rate=1e-2, device="cpu", ema=0.9, accumulate=4)
+    for step in train(model, squares, Rows(), config):
+        said.append(answers(model))
+        with step.averaged():
+            said.append(answers(model))
+    return torch.stack(said)
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_are_one(two: tuple[Path, dict[str, Tensor]], parallel: str) -> None:
     results = {
@@ -46,10 +57,12 @@ def test_two_processes_are_one(two: tuple[Path, dict[str, Tensor]], parallel: st
         for name, tensor in two[1].items()
         if name.startswith(parallel)
     }
-    losses = results.pop("losses")
+    losses, said = results.pop("losses"), results.pop("said")
     whole, expected = alone()
     assert_near(results, whole, WITHIN)
     torch.testing.assert_close(losses, torch.tensor(expected), rtol=1e-5, atol=0)
+    # Between the steps, also with averaged weights, the model says what it says without ranks.
+    torch.testing.assert_close(said, said_alone(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

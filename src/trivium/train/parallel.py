@@ -128,6 +128,13 @@ def last_only(objective: Callable[..., Any], model: nn.Module, last: bool) -> It
         yield
 
 
+def settle(model: nn.Module) -> None:
+    """Let weights that were gathered to compute be split again, so that what is written to the
+    parts counts from now on."""
+    if isinstance(model, dist.fsdp.FSDPModule):
+        model.reshard()
+
+
 def summed(values: Tensor, world: World) -> Tensor:
     """The sum over all ranks."""
     if world.size > 1:

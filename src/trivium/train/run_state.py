@@ -14,7 +14,7 @@ from trivium.errors import NotFound, UsageError
 from trivium.train import snapshots
 from trivium.train.config import TrainConfig
 from trivium.train.optimizers import Optimizers
-from trivium.train.parallel import World, told
+from trivium.train.parallel import World, settle, told
 from trivium.train.randomness import Randomness, kept
 from trivium.train.snapshots import Snapshot
 
@@ -101,6 +101,7 @@ class RunState:
 
     @torch.no_grad()
     def _set(self, weights: Mapping[str, Tensor]) -> None:
+        settle(self.model)
         for name, value in weights.items():
             self.optimizers.named[name].copy_(value)
 
