@@ -120,7 +120,9 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_prompts(
         wanted = pair + first + torch.logsumexp(r[3:], 0) - r[3]
     torch.testing.assert_close(loss.total, wanted)
     margins = margins_of(model, batch)
-    assert len(margins) == 6 and margins[0] == pytest.approx(float((r[0] - r[1]).detach()), rel=1e-5)
+    assert len(margins) == 6 and margins[0] == pytest.approx(
+        float((r[0] - r[1]).detach()), rel=1e-5
+    )
 
 
 def test_calibration_of_a_judge_that_is_right_as_often_as_it_says() -> None:
