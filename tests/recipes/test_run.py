@@ -125,6 +125,15 @@ def test_another_run_is_not_overwritten(go: Go, tmp_path: Path) -> None:
     assert steps_of(tmp_path / "x.old-2") == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_run_that_made_nothing_is_replaced(go: Go, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one text")
+    with pytest.raises(UsageError, match="steps is between"):
+        go("out=x", "data=a.txt", "steps=-1")
+    (tmp_path / "a.txt").write_text("another text")
+    go("out=x", "data=a.txt", "steps=2")
+    assert steps_of(tmp_path / "x") == [1, 2]
+
+
 def test_other_data_are_noticed(go: Go, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one text")
     with pytest.raises(RuntimeError):
@@ -141,7 +150,11 @@ def test_other_data_are_noticed(go: Go, tmp_path: Path) -> None:
         (lambda p: (p.mkdir(), (p / "mine.txt").touch()), r"x holds other files \(mine.txt\)"),
         (lambda p: (p.mkdir(), (p / "recipe.json").write_text("{")), "recipe.json: not valid JSON"),
         (
-            lambda p: (p.mkdir(), (p / "recipe.json").write_text('{"recipe": "gpt"}')),
+            lambda p: (
+                p.mkdir(),
+                (p / "recipe.json").write_text('{"recipe": "gpt"}'),
+                (p / "w").touch(),
+            ),
             "x holds a run of 'gpt', not 'tiny'",
         ),
     ],

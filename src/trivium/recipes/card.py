@@ -40,7 +40,7 @@ def card(
         "## Trained on\n",
         *_data(record.get("data", {})),
         "\n## Cost\n",
-        *_costs(record, facts),
+        *(f"- {key}: {_line(value)}" for key, value in costs(record, facts).items()),
         "\n## Evaluation\n",
         *(f"- {_line(': '.join(shown(*pair)))}" for pair in done.get("results", {}).items()),
     ]
@@ -90,7 +90,8 @@ def _data(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _costs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def costs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the training took, as far as it is known."""
     many = record.get("processes", 1)
     where = f"{record.get('device')}, {many} processes" if many > 1 else f"{record.get('device')}"
     found = {
@@ -99,10 +100,10 @@ def _costs(record: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         "tokens read": _count(facts.get("tokens")),
         "floating-point operations": f"{facts['flops']:.3g}" if facts.get("flops") else None,
         "time": duration(facts["seconds"]) if facts.get("seconds") else None,
-        "on": _line(where),
+        "on": where,
         "largest memory": format_size(facts["peak_memory"]) if facts.get("peak_memory") else None,
     }
-    return [f"- {key}: {value}" for key, value in found.items() if value is not None]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _limits(facts: Mapping[str, Any]) -> str:

@@ -1,17 +1,35 @@
 """Charts of lines and points: as SVG for a page, drawn here, and as PNG by matplotlib."""
 
+import io
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from trivium.files import write_atomic
+
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 36, 44  # margins
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 30, 44  # margins
+EDGE = 0.03  # of an axis stays free at its ends
 MOST = 800  # points of a line; more are thinned out
-COLOURS = ("#2a6fbb", "#c8553d", "#3a8f5c", "#8a5fb0", "#b8860b", "#5a6b7b")
+MARKED = 60  # points of a line at most that are dots too
+COLOURS = (
+    *("#2a6fbb", "#c8553d", "#3a8f5c", "#8a5fb0", "#b8860b"),
+    *("#5a6b7b", "#d16ba5", "#1aa0a0", "#7a5230", "#8fae1b"),
+)
+
+# What HTML does not allow, and what reorders a text.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def markup(text: str) -> str:
+    """`text` as it stands in a page: escaped, and with what is hidden made visible."""
+    return escape(HIDDEN.sub("�", str(text)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,8 @@ class Axis:
             low, high = math.log10(low), math.log10(high)
         if high - low < 1e-12 * max(1, abs(high)):
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-        return cls(low, high, start, end, log)
+        edge = EDGE * (high - low)
+        return cls(low - edge, high + edge, start, end, log)
 
     def place(self, value: float) -> float:
         value = math.log10(value) if self.log else value
@@ -91,9 +110,10 @@ class Axis:
     def ticks(self) -> list[float]:
         """Some five round values."""
         if self.log and self.high - self.low > 1:
-            return [10.0**n for n in range(math.ceil(self.low), math.floor(self.high) + 1)]
+            first, last = math.ceil(self.low), math.floor(self.high)
+            return [10.0**n for n in range(first, last + 1, 1 + (last - first) // 8)]
         low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
-        rough = (high - low) / 5
+        rough = (high - low) / 6
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough)
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -109,10 +129,10 @@ def number(value: float) -> str:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an <svg> element. Colours of text and lines come from the page: currentColor."""
+    """The chart as an <svg> element, and its legend. The page's style tells their colours."""
     shown = chart.shown()
     everything = [point for points in shown.values() for point in points]
-    title = escape(chart.title)
+    title = markup(chart.title)
     if not everything:
         return f"<p>{title}: nothing to draw.</p>"
     x = Axis.over([p[0] for p in everything], LEFT, WIDTH - RIGHT, chart.log_x)
@@ -125,10 +145,9 @@ def svg(chart: Chart) -> str:
     for index, (name, points) in enumerate(shown.items()):
         colour = COLOURS[index % len(COLOURS)]
         dots = name in chart.points or len(points) == 1
-        parts += _marks(name, points, x, y, colour, dots)
-        if len(shown) > 1:
-            parts.append(_legend(name, index, len(shown), colour))
-    return "\n".join([*parts, "</svg>"])
+        dotted = dots or (not chart.points and len(points) <= MARKED)
+        parts += _marks(name, points, x, y, colour, line=not dots, dots=dotted)
+    return "\n".join([*parts, "</svg>", _legend(list(shown)) if len(shown) > 1 else ""])
 
 
 def _axes(chart: Chart, x: Axis, y: Axis) -> list[str]:
@@ -144,25 +163,25 @@ def _axes(chart: Chart, x: Axis, y: Axis) -> list[str]:
         parts.append(f'<text x="{at}" y="{bottom + 18}" class="middle">{number(value)}</text>')
     parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" class="axis"/>')
     middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="middle">{escape(chart.x)}</text>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="middle">{markup(chart.x)}</text>')
     parts.append(
         f'<text x="14" y="{(TOP + bottom) / 2}" class="middle" '
-        f'transform="rotate(-90 14 {(TOP + bottom) / 2})">{escape(chart.y)}</text>'
+        f'transform="rotate(-90 14 {(TOP + bottom) / 2})">{markup(chart.y)}</text>'
     )
     return parts
 
 
 def _marks(
-    name: str, points: Sequence[Point], x: Axis, y: Axis, colour: str, dots: bool
+    name: str, points: Sequence[Point], x: Axis, y: Axis, colour: str, *, line: bool, dots: bool
 ) -> list[str]:
     places = [(x.place(a), y.place(b), a, b) for a, b in points]
     parts = []
-    if not dots:
+    if line:
         path = " ".join(f"{left:.1f},{top:.1f}" for left, top, _, _ in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" class="line"/>')
-    if dots or len(points) <= 60:
+    if dots:
         for left, top, a, b in places:
-            said = f"{escape(name)}: {number(a)}, {number(b)}"
+            said = f"{markup(name)}: {number(a)}, {number(b)}"
             parts.append(
                 f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" fill="{colour}">'
                 f"<title>{said}</title></circle>"
@@ -170,13 +189,17 @@ def _marks(
     return parts
 
 
-def _legend(name: str, index: int, count: int, colour: str) -> str:
-    room = (WIDTH - LEFT - RIGHT) / 1.8 / count
-    left = WIDTH - RIGHT - (count - index) * max(room, 90)
-    return (
-        f'<rect x="{left:.0f}" y="8" width="10" height="10" fill="{colour}"/>'
-        f'<text x="{left + 14:.0f}" y="17">{escape(name)}</text>'
+def _legend(names: Sequence[str]) -> str:
+    spans = (
+        f'<span><b style="background:{COLOURS[index % len(COLOURS)]}"></b>{markup(name)}</span>'
+        for index, name in enumerate(names)
     )
+    return f'<p class="legend">{" ".join(spans)}</p>'
+
+
+def _label(text: str) -> str:
+    """For matplotlib, to which a $ begins a formula."""
+    return HIDDEN.sub("�", text).replace("$", r"\$")
 
 
 def save_png(charts: Sequence[Chart], path: Path) -> None:
@@ -184,13 +207,9 @@ def save_png(charts: Sequence[Chart], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from trivium.files import write_atomic
-
     charts = [chart for chart in charts if chart.shown()]
     if not charts:
         return
-    import io
-
     figure = Figure(figsize=(7, 3.2 * len(charts)), layout="constrained")
     FigureCanvasAgg(figure)
     for position, chart in enumerate(charts, start=1):
@@ -198,10 +217,9 @@ def save_png(charts: Sequence[Chart], path: Path) -> None:
         for index, (name, points) in enumerate(chart.shown().items()):
             style = "o" if name in chart.points or len(points) == 1 else "-"
             xs, ys = [p[0] for p in points], [p[1] for p in points]
-            # A $ in a name would start a formula.
-            label, colour = name.replace("$", r"\$"), COLOURS[index % len(COLOURS)]
+            label, colour = _label(name), COLOURS[index % len(COLOURS)]
             axes.plot(xs, ys, style, label=label, color=colour, markersize=4, linewidth=1.2)
-        axes.set(title=chart.title.replace("$", r"\$"), xlabel=chart.x, ylabel=chart.y)
+        axes.set(title=_label(chart.title), xlabel=_label(chart.x), ylabel=_label(chart.y))
         if chart.log_x:
             axes.set_xscale("log")
         if chart.log_y:
@@ -210,5 +228,7 @@ def save_png(charts: Sequence[Chart], path: Path) -> None:
         if len(chart.shown()) > 1:
             axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font lacks: they become boxes
+        figure.savefig(buffer, format="png", dpi=110)
     write_atomic(path, buffer.getvalue())

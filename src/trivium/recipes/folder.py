@@ -22,6 +22,8 @@ from trivium.recipes.loading import RECORD, word
 
 RESULTS = "results.json"
 LOCK = ".lock"
+# What is written before the first step.
+EARLY = {RECORD, LOCK, "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 
 _held: dict[Path, int] = {}  # the locks of this process
 
@@ -60,6 +62,17 @@ def release(folder: Path) -> None:
     handle = _held.pop(folder.resolve(), None)
     if handle is not None:
         os.close(handle)
+
+
+def clear(folder: Path) -> bool:
+    """Delete what a run left that ended before it had made anything, by a wrong setting or broken
+    data. Returns False, and deletes nothing, if there is more than that."""
+    there = {path.name for path in folder.iterdir()}
+    if not there <= EARLY:
+        return False
+    for name in there - {LOCK}:
+        (folder / name).unlink()
+    return True
 
 
 def set_aside(folder: Path) -> Path:

@@ -4,16 +4,14 @@ Everything on the page is escaped, and its content policy allows neither scripts
 sample is a model's text, which is not to be trusted.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from trivium.files import read_json, write_atomic
 from trivium.recipes import metrics
-from trivium.recipes.card import CARD, Table, card, show
-from trivium.recipes.chart import Chart, save_png, smooth, svg
+from trivium.recipes.card import CARD, Table, card, costs, show, shown
+from trivium.recipes.chart import Chart, markup, save_png, smooth, svg
 from trivium.recipes.loading import RECORD, word
 
 REPORT = "report.html"
@@ -33,6 +31,8 @@ td, th { border-bottom: 1px solid #8884; vertical-align: top; overflow-wrap: any
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: currentColor; }
 svg .title { font-weight: 600; } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
 svg .grid { stroke: #8883; } svg .axis { stroke: #888; } svg .line { stroke-width: 1.6; }
+.legend { margin: 0 0 0 3rem; font-size: .8rem; } .legend span { margin-right: 1rem; }
+.legend b { display: inline-block; width: .7em; height: .7em; margin-right: .3em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .6rem; }
 """
 
@@ -98,7 +98,7 @@ def page(
     tables: Sequence[Table],
 ) -> str:
     """The page. While the run is under way, a browser loads it again every 30 seconds."""
-    title = _text(f"{folder.resolve().name}: a run of {record.get('recipe')}")
+    title = markup(f"{folder.resolve().name}: a run of {record.get('recipe')}")
     facts = done.get("facts", {})
     reload = "" if done else '<meta http-equiv="refresh" content="30">'
     drawn = "\n".join(f"<div>{svg(chart)}</div>" for chart in charts)
@@ -108,14 +108,14 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title><style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        f"<p>{_text(facts.get('about') or '')}</p>" if done else "<p>This run is under way.</p>",
+        f"<p>{markup(facts.get('about') or '')}</p>" if done else "<p>This run is under way.</p>",
         _section("Results", _pairs(done.get("results", {}))),
         *(_section(name, _grid(headers, rows)) for name, headers, rows in tables),
         _section("Curves", f'<div class="charts">{drawn}</div>' if charts else ""),
         _section("Samples", _samples(folder / "samples")),
-        _section("Settings", _pairs(record.get("config", {}))),
+        _section("Settings", _pairs(_settings(record))),
         _section("Data", _grid(("", "what", "hash", "licence"), _data_rows(record))),
-        _section("Cost", _pairs(_costs(facts))),
+        _section("Cost", _pairs(costs(record, facts) if done else {})),
         _section("Made with", _pairs({**record.get("versions", {}), **_where(record)})),
         "</body></html>",
     ]
@@ -123,15 +123,20 @@ def page(
 
 
 def _section(title: str, inside: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>\n{inside}</section>" if inside else ""
+    return f"<section><h2>{markup(title)}</h2>\n{inside}</section>" if inside else ""
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    rows = (
-        f"<tr><th>{_text(key.replace('_', ' '))}</th><td>{_text(_shown(value))}</td></tr>"
+    words = (
+        (key.replace("_", " "), value) if isinstance(value, str) else shown(key, value)
         for key, value in values.items()
     )
+    rows = (f"<tr><th>{markup(key)}</th><td>{markup(value)}</td></tr>" for key, value in words)
     return f"<table>{''.join(rows)}</table>" if values else ""
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, str]:
+    return {name: word(value) for name, value in record.get("config", {}).items()}
 
 
 def _shown(value: Any) -> str:
@@ -141,9 +146,9 @@ def _shown(value: Any) -> str:
 def _grid(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     if not rows:
         return ""
-    head = "".join(f"<th>{_text(header)}</th>" for header in headers)
+    head = "".join(f"<th>{markup(header)}</th>" for header in headers)
     body = "".join(
-        "<tr>" + "".join(f"<td>{_text(_shown(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{markup(_shown(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -154,11 +159,6 @@ def _data_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         (name, entry.get("description", ""), entry.get("hash", ""), entry.get("licence") or "?")
         for name, entry in record.get("data", {}).items()
     ]
-
-
-def _costs(facts: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("parameters", "steps", "tokens", "flops", "seconds", "peak_memory")
-    return {name: facts[name] for name in names if facts.get(name)}
 
 
 def _where(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,15 +176,7 @@ def _samples(place: Path) -> str:
         text = text[:SAMPLE_CHARACTERS] + ("…" if len(text) > SAMPLE_CHARACTERS else "")
         step = path.stem.split("-")[0].lstrip("0") or "0"
         parts.append(
-            f"<details{' open' if index == 0 else ''}><summary>step {_text(step)}</summary>"
-            f"<pre>{_text(text)}</pre></details>"
+            f"<details{' open' if index == 0 else ''}><summary>step {markup(step)}</summary>"
+            f"<pre>{markup(text)}</pre></details>"
         )
     return "\n".join(parts)
-
-
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def _text(text: str) -> str:
-    """Escaped; a character that HTML does not allow, or that reorders text, becomes visible."""
-    return escape(_HIDDEN.sub("�", str(text)))

@@ -116,15 +116,21 @@ class Run:
     def _take_folder(self, source: Path) -> None:
         config = metrics.clean(asdict(self.config))
         there = folders.check(self.folder)
-        if self.config.fresh and there:
-            folders.claim(self.folder)  # nobody may be writing there
-            self.tell(f"{self.folder} is set aside: {folders.set_aside(self.folder)}")
-            there = {}
-        if there:
-            folders.compare(self.folder, there, self.name, config)
         folders.claim(self.folder)
-        if there and (self.folder / folders.RESULTS).is_file():
-            self.results = read_json(self.folder / folders.RESULTS).get("results")
+        if there and self.config.fresh:
+            self.tell(f"{self.folder} is set aside: {folders.set_aside(self.folder)}")
+            folders.claim(self.folder)
+            there = {}
+        elif there and folders.clear(self.folder):
+            there = {}
+        try:
+            if there:
+                folders.compare(self.folder, there, self.name, config)
+                results = read_json(self.folder / folders.RESULTS, optional=True)
+                self.results = results.get("results")
+        except UsageError:
+            folders.release(self.folder)
+            raise
         if self.results is not None:
             self.tell(f"{self.folder} is done already: fresh=yes or another out= begins anew")
             folders.release(self.folder)
