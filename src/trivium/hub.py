@@ -1,7 +1,8 @@
 """Where models come from: the catalogue, and finding, pulling, listing and removing them.
 
     find("smollm2-135m-instruct")   a name of the catalogue: a file in our cache, under its own name
-    find("./my-model")              a folder (config.json, safetensors) or GGUF file, used in place
+    find("./my-model")              a folder (config.json, safetensors; or an adapter) or GGUF file,
+                                    used in place
     find("org/name:Q4_K_M")         a Hugging Face repository, in the cache all programs share
 
 `find` never uses the network, `pull` does.
@@ -79,7 +80,7 @@ def _local(name: str) -> Path | None:
     # os.path answers False where pathlib raises: too long, a null byte, a user that is not there.
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             return path
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:

@@ -1,6 +1,7 @@
 """What a run left in a folder is a model like any other: it generates, is exported, and is trained
 further."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trivium import checkpoint
+from trivium import checkpoint, hub
 from trivium.errors import NotFound, UsageError
 from trivium.language.adapters import add_lora, save_adapter
 from trivium.language.elmo import ElmoConfig
@@ -138,6 +139,46 @@ def test_a_run_with_an_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
         tmp_path, device="cpu", precision="float32", adapter=tmp_path / "adapter"
     )
     torch.testing.assert_close(loaded.model(ids), model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_with_an_adapter_only_is_a_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """And an adapter may be for the model that another one makes."""
+    base = tmp_path / "base"
+    written(base, tokenizer, "llama")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    previous = base
+    for name, named in (("sft", "../base"), ("dpo", str(tmp_path / "sft"))):
+        model = load_trainable(previous).model
+        add_lora(model, rank=2)
+        for parameter in lora_parameters(model):
+            torch.nn.init.normal_(parameter, std=0.1)
+        previous = tmp_path / name
+        save_adapter(model.eval(), previous, base=named)
+        wanted = model(ids)
+        for found in (
+            load_trainable(hub.find(str(previous))).model,
+            load_pretrained(previous, device="cpu", precision="float32").model,
+        ):
+            torch.testing.assert_close(found(ids), wanted, rtol=1e-4, atol=1e-5)
+    assert load_pretrained(previous, device="cpu").name == "dpo"
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "match"),
+    [
+        ("", UsageError, "does not name the model"),
+        ("/nowhere/base", NotFound, "is an adapter for /nowhere/base: no "),
+        ("smollm2-135m-instruct", NotFound, "trivium pull smollm2-135m-instruct"),
+        (".", UsageError, "is an adapter for itself"),
+    ],
+)
+def test_an_adapter_whose_base_is_not_here(
+    base: str, error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(error, match=match) as raised:
+        load_pretrained(tmp_path, device="cpu")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_what_peft_saves_we_load(base: Any, tmp_path: Path) -> None:
     load_adapter(model, tmp_path)
     model.eval()
     assert relative(logits(model), logits(theirs)) < 1e-4
-    merged = read_folder(base[1], CPU, "float32", adapter=tmp_path)
+    merged = read_folder(base[1], CPU, "float32", adapters=[tmp_path])
     assert relative(logits(merged), logits(theirs)) < 1e-4
     assert not list(lora_layers(merged))
 

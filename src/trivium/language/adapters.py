@@ -11,7 +11,7 @@ other way round. A model that is of no published family has our own names (qkv, 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trivium import hub
 from trivium.checkpoint import expand, transpose
 from trivium.errors import NotFound, UsageError
 from trivium.files import read_json, write_atomic
@@ -74,6 +75,21 @@ class Adapter:
     def delta(self, ours: str) -> Tensor:
         """What is added to the matrix `ours` (N, K), in float32."""
         return self.scale * product(self.parts[ours], self.fused[ours].sizes)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Adapters that were trained one after the other: what they add up to."""
+
+    adapters: tuple[Adapter, ...]
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The matrices of ours that are changed."""
+        return frozenset(ours for adapter in self.adapters for ours in adapter.parts)
+
+    def delta(self, ours: str) -> Tensor:
+        return torch.stack([a.delta(ours) for a in self.adapters if ours in a.parts]).sum(0)
 
 
 def matrices(config: TransformerConfig) -> dict[str, Fused]:
@@ -216,6 +232,33 @@ def read_adapter(folder: Path, config: TransformerConfig) -> Adapter:
     scale = alpha / rank**0.5 if raw.get("use_rslora") else alpha / rank
     dropout = float(raw.get("lora_dropout") or 0.0)
     return Adapter(rank, scale * rank, scale, dropout, parts, fused)
+
+
+def read_changes(folders: Sequence[Path], config: TransformerConfig) -> Changes | None:
+    """The adapters in folders, in the order in which they were trained; None if there is none."""
+    return Changes(tuple(read_adapter(f, config) for f in folders)) if folders else None
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a folder that holds an adapter, and not the model it is for."""
+    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def base_of(folder: Path) -> Path:
+    """Where the model is that the adapter in `folder` is for: a path, or a name of a model.
+
+    Raises NotFound, which says how to get it.
+    """
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UsageError(f"{folder / CONFIG} does not name the model that the adapter is for")
+    beside = folder / base
+    if not Path(base).is_absolute() and beside.exists():
+        return beside
+    try:
+        return hub.find(base)
+    except NotFound as error:
+        raise NotFound(f"{folder} is an adapter for {base}: {error}") from None
 
 
 def _parts(

@@ -4,7 +4,7 @@ Weights go from the mapped file into the model one tensor at a time, rounded to 
 on the way, so that they are never held twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from trivium.checkpoint import GGUFTensors, Part, SafetensorsFolder, expand, fil
 from trivium.errors import UsageError
 from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
-from trivium.language.adapters import Adapter, read_adapter
+from trivium.language.adapters import Changes, base_of, is_adapter, read_changes
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family
 from trivium.language.kinds import KINDS
@@ -89,7 +89,8 @@ def load_trainable(path: Path) -> Parts:
     """A model to be trained further: of a folder (Hugging Face, or a run's) or a GGUF file. All its
     weights are in float32, on the CPU. Raises as `load_pretrained` does."""
     with one_thread():
-        parts = _read(path, torch.device("cpu"), "float32")
+        base, adapters = unfolded(path)
+        parts = _read(base, torch.device("cpu"), "float32", adapters)
     parts.model.requires_grad_(True).train()
     heap.trim()
     return parts
@@ -105,6 +106,9 @@ def load_encoder(path: Path, *, device: str = "auto") -> LanguageModel:
 def _load(
     path: Path, place: torch.device, precision: Precision, adapter: Path | None
 ) -> LanguageModel:
+    given, adapters = path, () if adapter is None else (adapter,)
+    path, own = unfolded(given)
+    adapters = (*own, *adapters)
     other = None if (kind := run_kind(path)) in (None, "transformer") else kind
     if precision == "auto":
         small: Precision = "packed" if native.library() is not None else "int8"
@@ -116,15 +120,15 @@ def _load(
         raise UsageError(
             f"{path} is a {other} model, which has no {precision} weights: use float32"
         )
-    if adapter is not None and other is not None:
+    if adapters and other is not None:
         raise UsageError(f"{path} is a {other} model: adapters are for Transformers")
-    model, tokenizer, template = _read(path, place, precision, adapter)
+    model, tokenizer, template = _read(path, place, precision, adapters)
     if not getattr(model.config, "causal", True):
         raise UsageError(
             f"{path} is an encoder, which cannot generate text: it makes embeddings "
             "(trivium.language.embed)"
         )
-    name = path.name if path.is_dir() else path.stem
+    name = given.name if given.is_dir() else given.stem
     return LanguageModel(name, model, tokenizer, template, precision)
 
 
@@ -137,15 +141,30 @@ def run_kind(path: Path) -> str | None:
 
 
 def _read(
-    path: Path, place: torch.device, precision: Precision, adapter: Path | None = None
+    path: Path, place: torch.device, precision: Precision, adapters: Sequence[Path] = ()
 ) -> Parts:
+    """The model, tokenizer and template of a path; the template may come with an adapter."""
+    templates = (t for a in reversed(adapters) if (t := ChatTemplate.from_folder(a)) is not None)
     if path.is_dir():
-        model = read_folder(path, place, precision, adapter=adapter)
-        return Parts(model, Tokenizer.from_folder(path), ChatTemplate.from_folder(path))
+        model = read_folder(path, place, precision, adapters=adapters)
+        template = next(templates, None) or ChatTemplate.from_folder(path)
+        return Parts(model, Tokenizer.from_folder(path), template)
     file = GGUFFile(path)
-    model = read_gguf(file, place, precision, adapter=adapter)
-    tokenizer, template = Tokenizer.from_gguf(file.metadata), ChatTemplate.from_gguf(file.metadata)
-    return Parts(model, tokenizer, template)
+    model = read_gguf(file, place, precision, adapters=adapters)
+    template = next(templates, None) or ChatTemplate.from_gguf(file.metadata)
+    return Parts(model, Tokenizer.from_gguf(file.metadata), template)
+
+
+def unfolded(path: Path) -> tuple[Path, tuple[Path, ...]]:
+    """The model behind a folder that holds an adapter only, and the adapters on the way to it, in
+    the order in which they were trained."""
+    adapters: list[Path] = []
+    while is_adapter(path):
+        if path in adapters:
+            raise UsageError(f"{path} is an adapter for itself")
+        adapters.insert(0, path)
+        path = base_of(path)
+    return path, tuple(adapters)
 
 
 def read_folder(
@@ -154,13 +173,13 @@ def read_folder(
     precision: str,
     *,
     head: bool = True,
-    adapter: Path | None = None,
+    adapters: Sequence[Path] = (),
 ) -> Any:
     """The weights of a Hugging Face folder, or of a run. head=False: without what BERT has between
     its last block and its head, for who needs its features only."""
     raw = read_json(folder / "config.json")
     if "kind" in raw:
-        return _read_run(folder, device, precision, head, adapter)
+        return _read_run(folder, device, precision, head, adapters)
     family = hf_family(raw)
     config = hf_config(family, raw)
     config = config if head else replace(config, transform="none")
@@ -172,14 +191,14 @@ def read_folder(
     ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
     model = Transformer.empty(config)
     rows = expand(family.hf_names, config.layers)
-    change = None if adapter is None else read_adapter(adapter, config)
+    change = read_changes(adapters, config)
     place = _placer(model, device, precision, change)
     fill(model, tensors, rows, place, prefix=prefix, ignored=ignored)
     return model.eval()
 
 
 def _read_run(
-    folder: Path, device: torch.device, precision: str, head: bool, adapter: Path | None
+    folder: Path, device: torch.device, precision: str, head: bool, adapters: Sequence[Path]
 ) -> Any:
     _, model = checkpoint.empty(folder, KINDS)
     if not isinstance(model, Transformer):
@@ -190,14 +209,14 @@ def _read_run(
         model = Transformer.empty(replace(model.config, transform="none"))
         ignored = WITH_HEAD
     rows = {name: (Part(name),) for name, _ in model.named_parameters()}
-    change = None if adapter is None else read_adapter(adapter, model.config)
+    change = read_changes(adapters, model.config)
     place = _placer(model, device, precision, change)
     fill(model, SafetensorsFolder(folder), rows, place, ignored=ignored)
     return model.eval()
 
 
 def read_gguf(
-    file: GGUFFile, device: torch.device, precision: str, *, adapter: Path | None = None
+    file: GGUFFile, device: torch.device, precision: str, *, adapters: Sequence[Path] = ()
 ) -> Transformer:
     """The weights of a GGUF file."""
     family = gguf_family(file.metadata)
@@ -208,7 +227,7 @@ def read_gguf(
         config = replace(config, rope_scaling={"rope_type": "factors", "factor": factor})
     model = Transformer.empty(config)
     rows = expand(family.gguf_names, config.layers)
-    change = None if adapter is None else read_adapter(adapter, config)
+    change = read_changes(adapters, config)
     place = _placer(model, device, precision, change)
     fill(
         model,
@@ -221,7 +240,7 @@ def read_gguf(
     return model.eval()
 
 
-def _changed(change: Adapter | None, rows: Mapping[str, tuple[Part, ...]]) -> frozenset[str]:
+def _changed(change: Changes | None, rows: Mapping[str, tuple[Part, ...]]) -> frozenset[str]:
     """The tensors of a file that an adapter changes, so that their blocks are no use."""
     if change is None:
         return frozenset()
@@ -241,7 +260,7 @@ def _block_placer(model: Transformer) -> Callable[[str, Tensor, str], None]:
 
 
 def _placer(
-    model: Transformer, device: torch.device, precision: str, change: Adapter | None = None
+    model: Transformer, device: torch.device, precision: str, change: Changes | None = None
 ) -> Callable[[str, Tensor], None]:
     """Puts a tensor where it belongs in a model without storage, as the adapter changes it and in
     the wanted precision."""
