@@ -65,6 +65,7 @@ class ChatTemplate:
         self.sources = tuple(sources.values())
         self._markup = {m for text in self.sources for m in _SOFT_MARKUP.findall(text)}
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self.eos_token = eos_token
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate | None":
@@ -129,13 +130,14 @@ class ChatTemplate:
         add_generation_prompt: bool,
         extra: Mapping[str, Any],
         kept: Iterable[str] = (),
+        marks: tuple[str, str] = ("", ""),
     ) -> str:
         program = self._tool_use if tools else self._default
         variables: dict[str, Any] = {"documents": None, **self._tokens, **_plain(extra)}
         variables["messages"] = self._prepared(_plain(messages))
         variables["tools"] = _plain(tools) if tools else None
         variables["add_generation_prompt"] = add_generation_prompt
-        return program.render(variables, kept)
+        return program.render(variables, kept, marks)
 
     def encode(
         self,
@@ -149,16 +151,19 @@ class ChatTemplate:
 
         Equal to encode(render(…), special=True) where messages and tools spell none.
         """
-        disguise = _disguise(tokenizer, [*self.sources, *_strings([messages, tools, extra])])
-        hide = _Hide(tokenizer, disguise, self._markup)
-        text = self._render(
-            [hide.message(message) for message in messages],
-            hide.value(tools) if tools else None,
-            add_generation_prompt,
-            hide.value(extra),
-            disguise.values(),
-        )
-        return tokenizer.encode_marked(text, disguise)
+        spelling = Spelling(self, tokenizer, [messages, tools, extra])
+        text = spelling.text(messages, tools, add_generation_prompt, **extra)
+        return tokenizer.encode_marked(text, spelling.disguise)
+
+    @cached_property
+    def generation_prompt(self) -> str:
+        """What add_generation_prompt puts at the end: how a turn of the assistant begins."""
+        messages = [{"role": "user", "content": "Hi"}]
+        try:
+            before, behind = (self.render(messages, None, on) for on in (False, True))
+        except TriviumError:
+            return ""
+        return behind.removeprefix(before) if behind.startswith(before) else ""
 
     @cached_property
     def supports_tools(self) -> bool:
@@ -199,6 +204,41 @@ class ChatTemplate:
         return messages
 
 
+class Spelling:
+    """The texts of a template in which whatever else could be a control token is disguised.
+
+    values: all messages, tools and other values that are going to be spelled
+    spare: three characters that occur nowhere in them
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, values: Any) -> None:
+        strings = [*template.sources, *_strings(values)]
+        self.disguise, self.spare = _disguise(tokenizer, strings)
+        self._template = template
+        self._hide = _Hide(tokenizer, self.disguise, template._markup)
+        self._kept = (*self.disguise.values(), *self.spare)
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        *,
+        marks: tuple[str, str] = ("", ""),
+        **extra: Any,
+    ) -> str:
+        """The disguised text; `marks` stand around what {% generation %} marks in the template."""
+        hide = self._hide
+        return self._template._render(
+            [hide.message(message) for message in messages],
+            hide.value(tools) if tools else None,
+            add_generation_prompt,
+            hide.value(extra),
+            self._kept,
+            marks,
+        )
+
+
 class _Hide:
     """Puts the stand-ins of `disguise` into the strings of messages and tools."""
 
@@ -232,14 +272,15 @@ class _Hide:
         return hidden
 
 
-def _disguise(tokenizer: Tokenizer, strings: Iterable[str]) -> dict[str, str]:
-    """A character that is in none of `strings` for each one that begins a control token."""
+def _disguise(tokenizer: Tokenizer, strings: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """A character that is in none of `strings` for each one that begins a control token, and three
+    more such."""
     firsts = sorted({token[0] for token in tokenizer.control_tokens})
     used = set().union(*strings)
     free = [char for char in _STAND_INS if char not in used]
-    if len(free) < len(firsts):
+    if len(free) < len(firsts) + 3:
         raise UsageError("the messages hold every syllable of the Yi script: shorten them")
-    return dict(zip(firsts, free, strict=False))
+    return dict(zip(firsts, free, strict=False)), free[len(firsts) : len(firsts) + 3]
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -43,9 +43,16 @@ class Program:
         except RecursionError as error:
             raise UsageError("broken chat template: nested too deeply") from error
 
-    def render(self, variables: Mapping[str, Any], kept: Iterable[str] = ()) -> str:
-        """The text. `kept` are characters that are never escaped, not even by tojson."""
-        self._environment.run.steps, self._environment.run.kept = 0, tuple(kept)
+    def render(
+        self,
+        variables: Mapping[str, Any],
+        kept: Iterable[str] = (),
+        marks: tuple[str, str] = ("", ""),
+    ) -> str:
+        """The text. `kept` are characters that are never escaped, not even by tojson; `marks` are
+        put around each {% generation %}."""
+        run = self._environment.run
+        run.steps, run.kept, run.marks = 0, tuple(kept), marks
         pieces, size = [], 0
         try:
             for piece in self._template.generate(**variables):
@@ -75,14 +82,19 @@ def _bound(size: float) -> None:
 
 
 class _GenerationTag(Extension):
-    """{% generation %} marks the assistant's turns for training; here it changes nothing."""
+    """{% generation %} marks the assistant's turns for training: puts `marks` around them."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        marks = [
+            nodes.Call(nodes.EnvironmentAttribute("mark"), [nodes.Const(i)], [], None, None)
+            for i in (0, 1)
+        ]
+        begin, end = (nodes.Output([mark]).set_lineno(line) for mark in marks)
+        return nodes.Scope([begin, *body, end]).set_lineno(line)
 
 
 class _Counting(NodeTransformer):
@@ -144,6 +156,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for char in self.run.kept if ensure_ascii else ():
             text = text.replace(f"\\u{ord(char):04x}", char)
         return text
+
+    def mark(self, which: int) -> str:
+        return str(self.run.marks[which])
 
     def joined(self, *values: Any) -> str:
         texts = [str(value) for value in values]

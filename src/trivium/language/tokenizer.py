@@ -28,7 +28,8 @@ try:
 except ModuleNotFoundError as error:
     raise TriviumError('text models need more packages: pip install "trivium[local]"') from error
 
-from trivium.language import gguf_tokenizer
+from trivium.language import gguf_tokenizer, marked_text
+from trivium.language.marked_text import Spans
 from trivium.language.tokenizer_json import (
     BYTE_OF,
     add_configured,
@@ -40,7 +41,6 @@ from trivium.language.tokenizer_json import (
 from trivium.nn import heap
 
 _MARKUP = re.compile(r"<.+>|\[.+\]|\|.+\|", re.DOTALL)
-Spans = list[tuple[int, int]]  # first character, and the one behind the last
 _HTML = re.compile(
     r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|p|a|br|ul|ol|li|img|div|span"
     r"|strong|em|b|i|u|s|sub|sup|code|pre)>"
@@ -135,36 +135,8 @@ class Tokenizer:
         if not any(stand_in in text for stand_in in disguise.values()):
             return encoding.ids, encoding.offsets
         plain, unknown = self._blind
-        reveal = str.maketrans({stand_in: real for real, stand_in in disguise.items()})
-        read, spans = encoding.ids, encoding.offsets
-        texts = {id: token for token, id in self.control_tokens.items()}
-        # Where a control token was read; the unknown one may also have been put for some text.
-        places = [
-            i
-            for i, id in enumerate(read)
-            if id in texts and (id != unknown or text[slice(*spans[i])].strip() == texts[id])
-        ]
-        ids: list[int] = []
-        reach: Spans = []
-        first, start = 0, 0  # of the run between two control tokens: its first id, first character
-        for i in [*places, len(read)]:
-            end = spans[i][0] if i < len(read) else len(text)
-            run = text[start:end].translate(reveal)
-            if run == text[start:end]:
-                ids += read[first:i]
-                reach += spans[first:i]
-            else:
-                anchor = self._anchor if start else ""
-                back, found = (
-                    len(anchor) - start,
-                    plain.encode(anchor + run, add_special_tokens=False),
-                )
-                ids += found.ids[bool(anchor) :]
-                reach += [(a - back, b - back) for a, b in found.offsets[bool(anchor) :]]
-            ids += read[i : i + 1]
-            reach += spans[i : i + 1]
-            first, start = i + 1, spans[i][1] if i < len(read) else 0
-        return ids, reach
+        markup = {i: token for token, i in self.control_tokens.items()}
+        return marked_text.encode(text, disguise, encoding, markup, plain, unknown, self._anchor)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to the text; none for an id that stands for no token."""
