@@ -10,7 +10,8 @@ With one token in `share` (the paper's K) to predict, the others give the contex
 B rows, T tokens, P = T / share places to predict.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,22 +46,27 @@ def permuted(
 
 
 class PermutedBatches:
-    """Batches whose rows are `permuted`, each with random numbers of its own: those of a batch
-    depend on the seed and its number alone, so that a run goes on as if it had never stopped.
+    """Batches whose rows are `permuted`. What is drawn depends on the seed and on the number of the
+    micro-batch alone, among those of all ranks: so training resumes to the bit.
 
-    batches: micro-batches; with `state` and `load` if they can go on from a place
+    batches: of dicts with ids (B, T), and segments (B, T) if they are packed, −1 at padding
     """
 
-    def __init__(self, batches: Any, *, seed: int, share: int = SHARE) -> None:
+    def __init__(self, batches: Any, *, seed: int = 0, share: int = SHARE) -> None:
         self._batches, self._seed, self._share = batches, seed, share
-        self._number = 0
+        self._rank, self._world = getattr(batches, "rank", 0), getattr(batches, "world", 1)
+        self._number = 0  # of micro-batches, of all ranks
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        source: Iterable[Mapping[str, Tensor]] = self._batches
-        for batch in source:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._number)
-            self._number += 1
-            yield permuted(batch, generator, share=self._share)
+        for batch in self._batches:
+            number, self._number = self._number + self._rank, self._number + self._world
+            yield self.permuted(batch, number)
+
+    def permuted(self, batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+        """The batch as micro-batch `number`."""
+        digest = hashlib.sha256(f"{self._seed}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        return permuted(batch, generator, share=self._share)
 
     def state(self) -> dict[str, Any]:
         return {"batches": self._batches.state(), "number": self._number}

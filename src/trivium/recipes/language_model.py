@@ -12,7 +12,7 @@ compared by it, which their perplexities cannot. The end of a text counts as a t
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -81,9 +81,16 @@ class Text:
 
 
 def open_text(
-    run: Run, data: str, *, vocab_size: int = 4096, tokenizer: str = "", held_out: float = 0.1
+    run: Run,
+    data: str,
+    *,
+    vocab_size: int = 4096,
+    tokenizer: str = "",
+    held_out: float = 0.1,
+    special: Sequence[str] = bpe.SPECIAL,
 ) -> Text:
-    """Read a source, hold a part of it out, and make its tokenizer (or take that of a model).
+    """Read a source, hold a part of it out, and make its tokenizer (or take that of a model), with
+    `special` tokens.
 
     A run that goes on uses the tokenizer that lies in its folder.
     """
@@ -95,7 +102,7 @@ def open_text(
     elif tokenizer:
         made = bpe.published(_folder_of(tokenizer))
     else:
-        made = bpe.train(_up_to(train, TOKENIZER_BYTES), vocab_size)
+        made = bpe.train(_up_to(train, TOKENIZER_BYTES), vocab_size, special=special)
     if run.first and not run.config.dry_run:
         made.save(run.folder)
     return Text(train, held, made)
@@ -181,7 +188,10 @@ def sample(
     engine = Engine(LanguageModel("sample", model, tokenizer, None, "float32"))
     ids = [end_of(tokenizer), *tokenizer.encode(prompt)]
     request = Request(
-        ids, Sampling(temperature=0.8, top_p=0.95, seed=seed), max_tokens=tokens, speculate=False
+        ids,
+        Sampling(temperature=0.8, top_p=0.95, seed=seed),
+        max_tokens=max(1, min(tokens, engine.context - len(ids))),
+        speculate=False,
     )
     written = "".join(e.text for e in engine.generate(request) if isinstance(e, Token))
     model.train(was)

@@ -1,0 +1,21 @@
+"""Train an LSTM (Hochreiter & Schmidhuber 1997) on text: gates decide what it keeps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.language.recurrent import Recurrent, RecurrentConfig
+from trivium.recipes.config import shared
+from trivium.recipes.text_run import TextConfig, run_text
+
+
+@dataclass(frozen=True)
+class Config(TextConfig):
+    width: int = 256  # of the state
+    layers: int = 2  # one reads the states of the one below
+
+
+def main(config: Config) -> dict[str, Any]:
+    def architecture(vocab_size: int) -> RecurrentConfig:
+        return shared(RecurrentConfig, config, vocab_size=vocab_size, cell="lstm")
+
+    return run_text(config, "recurrent", architecture, Recurrent)
