@@ -114,6 +114,11 @@ def test_forms_of_the_answer(client: OpenAI, kind: Any) -> None:
             assert isinstance(json.loads(answer.message.content or ""), dict)
 
 
+def test_of_a_union_the_member_that_was_meant_is_told(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="at most 256 items"):
+        client.chat.completions.create(model="tiny", messages=ASK, stop=["a"] * 10_000)
+
+
 @pytest.mark.parametrize("stop", ["e", ["zz", "e"]], ids=str)
 def test_stop_strings(client: OpenAI, tokenizer: Any, stop: Any) -> None:
     first, second = tokenizer.encode("x") + tokenizer.encode("e")

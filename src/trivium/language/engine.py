@@ -46,7 +46,7 @@ class Engine:
         self.language_model = language_model
         self.model = language_model.model
         self.tokenizer = language_model.tokenizer
-        self.context = self.model.config.context
+        self.context: int = self.model.config.context
         self.slots = Slots()
         self.chunk = CPU_CHUNK if language_model.device.type == "cpu" else GPU_CHUNK
         self._native = NativeStep.of(self.model)

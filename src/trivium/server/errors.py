@@ -77,10 +77,12 @@ def of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The first fault of a body, with the way to it: `messages.0.role`."""
     if len(errors[0]["loc"]) == 1 or not isinstance(body, dict):
         return ApiError(400, "the body must be a JSON object", code="invalid_json")
-    # Of the members of a union, the one that got farthest is what was meant.
+    # Of the members of a union, the one that got farthest is what was meant: not another type.
     field = errors[0]["loc"][1]
     ways = [(_way(fault, body), fault) for fault in errors if fault["loc"][1] == field]
-    path, fault = max(ways, key=lambda way: way[0].count("."))
+    path, fault = max(
+        ways, key=lambda way: (way[0].count("."), not way[1]["type"].endswith("_type"))
+    )
     message = "is missing" if fault["type"] == "missing" else f"is wrong: {fault['msg']}"
     return ApiError(400, f"{path} {message}", param=path, code="invalid_value")
 

@@ -82,7 +82,7 @@ class ChatAsker(Asker):
         return Choice(self.ask(told, Form(schema), 64 + max(map(len, labels))).value["label"])
 
     def write(self, prompt: Prompt, begun: str, lark: str, max_tokens: int) -> tuple[str, bool]:
-        raise NotImplementedError("a chat model answers as a whole (Asker.guided)")
+        raise AssertionError("a chat model answers as a whole (Asker.guided)")
 
     def tokens(self, text: str) -> int:
         return len(text.encode(errors="replace")) // CHARACTERS + 1

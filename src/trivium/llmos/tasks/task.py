@@ -5,6 +5,7 @@ No text is cut silently: what does not fit is done in pieces, and the answers ar
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """`instruction` is added to what the task says; `max_tokens` bounds one answer of the model."""
 
     examples: tuple[Example, ...] = ()
@@ -55,13 +56,13 @@ class Task:
                 raise UsageError(f"the output of example {number} {wrong}") from None
 
     @property
+    @abstractmethod
     def schema(self) -> Mapping[str, Any]:
         """The JSON schema of what the model writes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, asker: Asker, text: str) -> Outcome:
         """The answer for one text. Raises ItemError where there is none."""
-        raise NotImplementedError
 
     def written(self, example: Example) -> str:
         """The answer of an example as the model is to write it. Raises ItemError if it is wrong."""
