@@ -86,7 +86,8 @@ def test_the_work_stops_when_the_client_leaves(
                 until(lambda: engine.chunks + engine.steps > 2)
             if body.get("stream") and "story" not in str(body):
                 assert raw.recv(100).startswith(b"HTTP/1.1 200")
-        assert until(lambda: gauge(url, "requests_running") == 0) < 1.0
+        # At once; on a busy machine in a while, but long before the answer would have ended.
+        assert until(lambda: gauge(url, "requests_running") == 0) < 4.0
         time.sleep(0.3)  # what was begun is finished, and nothing else begins
         done = engine.chunks + engine.steps
         time.sleep(0.3)
