@@ -29,6 +29,7 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
         "trivium.cli.perplexity:perplexity",
         "Measure how well models predict a text.",
     ),
+    "data": ("trivium.cli.data:data", "Show and check what models are trained on."),
     "train": ("trivium.cli.train:train", "Train a model by a recipe."),
     "words": (
         "trivium.cli.words:words",

@@ -22,11 +22,13 @@ Messages are OpenAI's: roles, text (or parts of text), tool_calls, tool_call_id,
 0 says that an assistant's message is not to be learnt.
 """
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from trivium.data.corpus import Corpus, blocks_of, whole
+from trivium.data.corpus import Corpus, Documents, blocks_of, documents, whole
 from trivium.data.held import Held
 from trivium.data.records import (
     Message,
@@ -37,6 +39,7 @@ from trivium.data.records import (
     tools_of,
     turns_of,
 )
+from trivium.data.textfiles import Blocks
 from trivium.errors import UsageError
 
 Record = dict[str, Any]
@@ -61,9 +64,13 @@ class Preference(NamedTuple):
 
 
 class Conversations(Corpus[Conversation]):
-    """See `conversations`."""
+    """See `conversations`. `shapes` counts the records read, by their shape."""
 
     kind = "conversations"
+
+    def __init__(self, name: str, blocks: Blocks | Held, **more: Any) -> None:
+        super().__init__(name, blocks, **more)
+        self.shapes: Counter[str] = Counter()
 
     def parse(self, record: Any) -> Conversation:
         shape = shape_of(record)
@@ -72,13 +79,19 @@ class Conversations(Corpus[Conversation]):
         messages = messages_of(record, shape)
         if not any(message["role"] == "assistant" for message in messages):
             raise UsageError("no turn of the assistant: nothing can be learnt from it")
-        return Conversation(messages, tools_of(record))
+        tools = tools_of(record)
+        self.shapes[shape] += 1
+        return Conversation(messages, tools)
 
 
 class Preferences(Corpus[Preference]):
-    """See `preferences`."""
+    """See `preferences`. `shapes` counts the records read, by their shape."""
 
     kind = "preferences"
+
+    def __init__(self, name: str, blocks: Blocks | Held, **more: Any) -> None:
+        super().__init__(name, blocks, **more)
+        self.shapes: Counter[str] = Counter()
 
     def parse(self, record: Any) -> Preference:
         shape = shape_of(record)
@@ -92,7 +105,9 @@ class Preferences(Corpus[Preference]):
             raise UsageError("no prompt: the replies have nothing in common that they answer")
         if ranks[0] == ranks[-1]:
             raise UsageError("all replies are ranked equal: nothing can be learnt from it")
-        return Preference(prompt, responses, ranks, tools_of(record))
+        tools = tools_of(record)
+        self.shapes[shape] += 1
+        return Preference(prompt, responses, ranks, tools)
 
 
 def conversations(
@@ -119,6 +134,33 @@ def preferences(
 ) -> Preferences:
     """The preferences of a source: see `conversations`."""
     return _opened(Preferences, source, skip_broken, name)
+
+
+def opened(
+    source: str | Path | None, kind: str | None = None, *, skip_broken: bool = False
+) -> Documents | Conversations | Preferences:
+    """A source of any kind: text, conversations or preferences. None: as its first record is."""
+    if source is None:
+        return documents(None)
+    kind = kind or _kind_of(str(source))
+    if kind == "text":
+        return documents(source, skip_broken=skip_broken)
+    made = conversations if kind == "conversations" else preferences
+    return made(source, skip_broken=skip_broken)
+
+
+def _kind_of(source: str) -> str:
+    _, blocks, _ = blocks_of(source)
+    for number in range(len(blocks)):
+        if not blocks.place(number)[0].records:
+            continue
+        for _, line in blocks.lines(number):
+            try:
+                shape = shape_of(json.loads(line))
+            except (ValueError, RecursionError, UsageError):
+                return "text"
+            return "preferences" if shape in ("pair", "ranking") else "conversations"
+    return "text"
 
 
 def _opened(

@@ -252,7 +252,7 @@ class SampleRows(RowStream):
             rows.sort(key=min)  # as the samples were drawn, not by how full rows are
             for number in range(first, len(rows)):
                 self._place = [epoch, pool, number + 1, *counts]
-                yield self._filled([samples[i] for i in rows[number]])
+                yield self._filled([samples[i] for i in sorted(rows[number])])
             first = 0
 
     def _sample(self, found: Found[Any]) -> list[Marked]:
