@@ -1,6 +1,7 @@
 """Chunked cross-entropy against PyTorch's own, and against the clock of its memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,3 +288,36 @@ def test_a_masked_model_has_logits_of_masked_tokens_only() -> None:
     with Largest() as seen:
         masked_token(model, data).total.backward()
     assert seen.elements < data["ids"].numel() * VOCAB
+
+
+# -- sharded weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharded_model_learns_the_same(tied: bool, tmp_path: Path) -> None:
+    """`fully_shard` of every block and of the root, by a single process: the root stays gathered
+    after `features`, so that the loss finds its head whole, and its gradient is reduced."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import DTensor
+
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**TINY, tied=tied))
+    next_token(model, batch()).total.backward()
+    wanted = gradients(model)
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        for block in model.layers:
+            fully_shard(block)
+        fully_shard(model)
+        register_fsdp_forward_method(model, "features")
+        next_token(model, batch()).total.backward()
+        found = gradients(model)
+        assert found.keys() == wanted.keys()
+        for name, grad in found.items():
+            assert isinstance(grad, DTensor), name
+            whole, peer = grad.full_tensor(), wanted[name]
+            torch.testing.assert_close(whole, peer, rtol=0, atol=1e-5 * float(peer.abs().max()))
+    finally:
+        dist.destroy_process_group()

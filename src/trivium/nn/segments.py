@@ -5,7 +5,7 @@
 
 Attention is computed text by text, so that it costs Σ length² instead of B·T² and no mask of
 (B, T, T) exists: on a GPU by one kernel for texts of any lengths (FlashAttention, Dao et al. 2022),
-elsewhere in a loop over the texts, which on a CPU is as fast as that (bench/packing.py).
+elsewhere in a loop over the texts, which on a CPU is as fast as that (bench/training_parts.py).
 
 B rows, T tokens of a row, H heads, G heads of keys and values, D channels of a head.
 """
