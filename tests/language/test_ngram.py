@@ -71,8 +71,8 @@ def test_merged_is_counted_together() -> None:
 
 
 def test_shortened_is_counted_to_that_order() -> None:
-    short = count(TRAIN, VOCAB, 4, begin=BEGIN).shortened(2)
-    found, expected = (smoothing.kneser_ney(c) for c in (short, count(TRAIN, VOCAB, 2, begin=BEGIN)))
+    longer, short = (count(TRAIN, VOCAB, n, begin=BEGIN) for n in (4, 2))
+    found, expected = smoothing.kneser_ney(longer.shortened(2)), smoothing.kneser_ney(short)
     assert found.score(HELD_OUT) == expected.score(HELD_OUT)
 
 
