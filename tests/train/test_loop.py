@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from trivium.errors import TriviumError, UsageError
 from trivium.train import Loss, TrainConfig, restore_best, train
-from trivium.train.optimizers import blocks
+from trivium.train.parallel import blocks
 from trivium.train.schedules import rate
 
 PLAIN: dict[str, Any] = {"steps": 5, "learning_rate": 1e-2, "device": "cpu"}

@@ -23,10 +23,11 @@ from trivium.errors import UsageError
 from trivium.recipes.hardware import free_memory, peak_flops, used_memory
 from trivium.train import TrainConfig, train
 from trivium.train.loop import LossFunction
-from trivium.train.optimizers import blocks
+from trivium.train.parallel import blocks
 
 Batch = Mapping[str, Tensor]
 STEPS, SECONDS = 4, 20.0  # that are timed at most; the first step is slower and left out
+HEAP = 1.9  # times what was counted is what a process was seen to take: glibc keeps freed memory
 USUAL = 0.4  # share of a device's peak, where no step could be timed
 
 
@@ -101,10 +102,12 @@ def estimate(
     else:
         needed = kept
     result["process_bytes"] = max(before - parts["weights"], 0)
+    most = needed * (HEAP if device.type == "cpu" else 1)
     result["memory_bytes"] = before + needed
+    result["memory_at_most_bytes"] = before + round(most)
     if free is not None:
         result["memory_there_bytes"] = before + free
-        result["fits"] = needed < free
+        result["fits"] = "yes" if most < free else "perhaps" if needed < free else "no"
     return result | _time(seconds, settings, tokens, flops_per_token, device)
 
 

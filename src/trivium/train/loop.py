@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from trivium.errors import TriviumError
 from trivium.train import parallel
 from trivium.train.config import TrainConfig
-from trivium.train.optimizers import blocks
+from trivium.train.parallel import blocks
 from trivium.train.run_state import RunState
 from trivium.train.schedules import rate
 from trivium.train.step import Loss, Step

@@ -12,12 +12,12 @@ Only matrices decay. The names of parameters lead to their state, so that it can
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from trivium.errors import UsageError
 from trivium.train.config import TrainConfig
+from trivium.train.parallel import blocks, is_split
 
 EPS = 1e-8
 
@@ -87,7 +87,7 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> AdamW:
 
 
 def _muon(matrices: list[nn.Parameter], config: TrainConfig) -> Muon:
-    if any(isinstance(p, torch.distributed.tensor.DTensor) for p in matrices):
+    if any(is_split(p) for p in matrices):
         raise UsageError(
             "muon needs whole matrices: use parallel=ddp, or optimizer=adamw with fsdp"
         )
@@ -97,14 +97,6 @@ def _muon(matrices: list[nn.Parameter], config: TrainConfig) -> Muon:
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a model: what its outermost `nn.ModuleList`s hold."""
-    found: list[nn.Module] = []
-    for child in model.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
 
 
 def _block_matrices(model: nn.Module) -> set[nn.Parameter]:

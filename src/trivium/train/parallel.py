@@ -11,6 +11,7 @@ One process is the case of world size 1, which needs none of this.
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trivium.errors import UsageError
 from trivium.nn.devices import pick_device
 from trivium.train.config import TrainConfig
-from trivium.train.optimizers import blocks
 
 METHODS = ("features",)  # that a loss may call instead of the model itself
 
@@ -102,8 +96,22 @@ def spread(
     )
 
 
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model: what its outermost `nn.ModuleList`s hold."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    return found
+
+
 def _shard(model: nn.Module, config: TrainConfig) -> None:
-    if isinstance(model, dist.fsdp.FSDPModule):
+    from torch.distributed.fsdp import (  # takes a second to import
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    if is_split(model):
         return  # by an earlier run over the same model
     half = torch.bfloat16 if config.precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
@@ -121,8 +129,8 @@ def last_only(objective: Callable[..., Any], model: nn.Module, last: bool) -> It
     if isinstance(objective, DistributedDataParallel):
         with contextlib.nullcontext() if last else objective.no_sync():
             yield
-    elif isinstance(model, dist.fsdp.FSDPModule):
-        model.set_requires_gradient_sync(last)
+    elif is_split(model):
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield
     else:
         yield
@@ -131,8 +139,8 @@ def last_only(objective: Callable[..., Any], model: nn.Module, last: bool) -> It
 def settle(model: nn.Module) -> None:
     """Let weights that were gathered to compute be split again, so that what is written to the
     parts counts from now on."""
-    if isinstance(model, dist.fsdp.FSDPModule):
-        model.reshard()
+    if is_split(model):
+        model.reshard()  # type: ignore[operator]
 
 
 def summed(values: Tensor, world: World) -> Tensor:
@@ -159,9 +167,16 @@ def told(value: float, world: World) -> float:
     return float(said.item())
 
 
+def is_split(part: nn.Module | Tensor) -> bool:
+    """Whether a model, or a tensor, lies on several ranks."""
+    if "torch.distributed.fsdp" not in sys.modules:  # then nothing does
+        return False
+    return isinstance(part, dist.fsdp.FSDPModule | dist.tensor.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All rows of a tensor that may be split between the ranks, which must all ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole_state(model: nn.Module) -> Mapping[str, Tensor]:

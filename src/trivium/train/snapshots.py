@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from trivium import files
 from trivium.errors import TriviumError, UsageError
-from trivium.train.parallel import World, all_agree
+from trivium.train.parallel import World, all_agree, is_split
 
 FOLDER = "snapshots"
 STEP = re.compile(r"step-(\d{8,})")
@@ -46,8 +45,11 @@ class Rows:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Rows":
-        if not isinstance(tensor, DTensor):
+        if not is_split(tensor):
             return cls(tensor.detach(), 0, tuple(tensor.shape), False)
+        from torch.distributed.tensor import DTensor, Shard
+
+        assert isinstance(tensor, DTensor)
         (placement,) = tensor.placements
         assert isinstance(placement, Shard) and placement.dim == 0
         local, mesh = tensor.to_local().detach(), tensor.device_mesh
