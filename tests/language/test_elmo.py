@@ -26,7 +26,7 @@ def random_ids(rows: int, length: int) -> Tensor:
 def test_the_layers_are_those_of_pytorch(model: Elmo) -> None:
     """Two stacks of LSTMs, one over the reversed tokens; 1e-6."""
     ids = random_ids(3, 12)
-    x = model.embedding(ids)
+    x = model.stem(model.embedding(ids))
     expected = [torch.cat([x, x], -1)]
     peers = []
     for cells in (model.ahead, model.back):

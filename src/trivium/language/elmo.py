@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from trivium.data import IGNORE
 from trivium.language.losses import head_loss
 from trivium.language.recurrence import LSTM, Spans, continued, init_cell
-from trivium.language.transformer import Embedding
+from trivium.language.transformer import Embedding, Scaled
 from trivium.nn.attention import KVCache
 from trivium.train import Loss
 
@@ -48,6 +48,7 @@ class Elmo(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.width)
+        self.stem = Scaled(config.width)  # the matrix is the head too, so its numbers are small
         self.ahead = nn.ModuleList(LSTM(config.width) for _ in range(config.layers))
         self.back = nn.ModuleList(LSTM(config.width) for _ in range(config.layers))
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
@@ -55,14 +56,14 @@ class Elmo(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Cells by `init_cell`; the embedding N(0, 0.1²); an untied head N(0, 1/C)."""
+        """Cells by `init_cell`; embedding and head N(0, 1/C)."""
         if self.embedding.weight.is_meta:
             return
-        self.embedding.weight.normal_(0, 0.1)
         for cell in (*self.ahead, *self.back):
             init_cell(cell)
-        if self.head is not None:
-            self.head.weight.normal_(0, self.config.width**-0.5)
+        for part in (self.embedding, self.head):
+            if part is not None:
+                part.weight.normal_(0, self.config.width**-0.5)
 
     def features(
         self,
@@ -75,7 +76,7 @@ class Elmo(nn.Module):
         """ids (B, T) → what the forward model knows behind each (B, T, C). With a cache, ids
         continue what it holds; `segments` and `real` (B, T) as in `Recurrent.features`."""
         if cache is not None:
-            return continued(self.ahead, self.embedding.rows(ids), cache)[0]
+            return continued(self.ahead, self.stem(self.embedding.rows(ids)), cache)[0]
         return self._read(self.ahead, ids, segments, real)[-1]
 
     def backward_features(
@@ -97,7 +98,7 @@ class Elmo(nn.Module):
     ) -> list[Tensor]:
         """ids (B, T) → the layers (B, T, 2C) that a `Mix` mixes: the embedding, twice, and both
         directions after each of the L layers."""
-        x = self.embedding.rows(ids)
+        x = self.stem(self.embedding.rows(ids))
         ahead = self._read(self.ahead, ids, segments, real)
         back = self._read(self.back, ids, segments, real)
         return [torch.cat(pair, -1) for pair in zip([x, *ahead], [x, *back], strict=True)]
@@ -113,7 +114,7 @@ class Elmo(nn.Module):
             spans = Spans.whole(ids, backwards=backwards)
         else:
             spans = Spans.of(segments, backwards=backwards)
-        x = self.embedding.rows(spans.take(ids))
+        x = self.stem(self.embedding.rows(spans.take(ids)))
         return [spans.put(h, ids.shape) for h in spans.read(cells, x)]
 
     def logits(self, features: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ second ones, and so on.
 B rows, T tokens of a row, N tokens in all, C width.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -69,20 +70,20 @@ CELLS: dict[str, type[Elman] | type[LSTM]] = {"rnn": Elman, "lstm": LSTM}
 
 @torch.no_grad()
 def init_cell(cell: Any) -> None:
-    """U uniform in ±1/√C, V orthogonal for each gate (Saxe et al. 2014), biases 0.
+    """U N(0, 1/C), V orthogonal for each gate (Saxe et al. 2014), biases 0.
 
     But a forget gate that is half open, as with a bias of 0, forgets within a few tokens, and what
-    is forgotten teaches nothing. Those of a fresh LSTM have the bias ln u, u uniform in 1 … REACH,
-    with which they remember for u tokens or so (Tallec & Ollivier 2018).
+    is forgotten teaches nothing. With a bias of ln u it remembers for u tokens or so (Tallec &
+    Ollivier 2018); those of a fresh LSTM have all scales from 1 to REACH.
     """
     width = cell.hidden_size
-    cell.weight_ih_l0.uniform_(-(width**-0.5), width**-0.5)
+    cell.weight_ih_l0.normal_(0, width**-0.5)
     for gate in cell.weight_hh_l0.split(width):
         nn.init.orthogonal_(gate)
     cell.bias_ih_l0.zero_()
     cell.bias_hh_l0.zero_()
     if isinstance(cell, LSTM):
-        cell.bias_ih_l0[width : 2 * width].uniform_(1, REACH).log_()
+        cell.bias_ih_l0[width : 2 * width].uniform_(0, math.log(REACH))
 
 
 # -- step by step ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Recurrent language models: Elman's network, the LSTM, and the LSTM that looks back (Elman 1990;
 Hochreiter & Schmidhuber 1997; Sundermeyer et al. 2012; Luong et al. 2015).
 
-    x ← embedding(ids)
+    x ← √C · embedding(ids)
     x ← h of the cell that reads x        for every layer
     logits ← head(top(x))
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.language.recurrence import CELLS, Spans, continued, init_cell
-from trivium.language.transformer import Embedding
+from trivium.language.transformer import Embedding, Scaled
 from trivium.nn.attention import KVCache, attend
 from trivium.nn.segments import Segments
 
@@ -77,6 +77,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.width)
+        self.stem = Scaled(config.width)  # the matrix is the head too, so its numbers are small
         self.layers = nn.ModuleList(CELLS[config.cell](config.width) for _ in range(config.layers))
         self.top = TOPS[config.top](config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
@@ -84,14 +85,13 @@ class Recurrent(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Cells by `init_cell`; other matrices N(0, 1/C); the embedding N(0, 0.1²)."""
+        """Cells by `init_cell`; all other matrices N(0, 1/C)."""
         if self.embedding.weight.is_meta:
             return
-        self.embedding.weight.normal_(0, 0.1)
         for cell in self.layers:
             init_cell(cell)
         for name, parameter in self.named_parameters():
-            if name.startswith(("top", "head")):
+            if not name.startswith("layers"):
                 parameter.normal_(0, self.config.width**-0.5)
 
     def features(
@@ -109,7 +109,8 @@ class Recurrent(nn.Module):
         at padding.
         """
         if cache is not None:
-            return self.top(*continued(self.layers, self.embedding.rows(ids), cache))
+            x = self.stem(self.embedding.rows(ids))
+            return self.top(*continued(self.layers, x, cache))
         if real is not None:
             segments = torch.where(real, 0 if segments is None else segments, -1)
         h = self.streams(ids, [len(self.layers) - 1], segments=segments)[0]
@@ -120,7 +121,7 @@ class Recurrent(nn.Module):
     ) -> list[Tensor]:
         """The states (B, T, C) of each of `layers`, counted from 0, in ascending order."""
         spans = Spans.whole(ids) if segments is None else Spans.of(segments)
-        x = self.embedding.rows(spans.take(ids))
+        x = self.stem(self.embedding.rows(spans.take(ids)))
         states = spans.read(self.layers[: max(layers) + 1], x)
         return [spans.put(h, ids.shape) for i, h in enumerate(states) if i in layers]
 

@@ -12,6 +12,7 @@ from trivium.recipes.text_run import TextConfig, run_text
 class Config(TextConfig):
     width: int = 256  # of the state
     layers: int = 2  # one reads the states of the one below
+    learning_rate: float = 3e-3  # at its peak
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class TextConfig(RecipeConfig):
     tokenizer: str = ""  # a model or folder whose tokenizer is taken instead
     steps: int = 0  # 0: as many as make `rounds` rounds of the data
     rounds: float = 8.0  # of the data, if `steps` are not given
-    batch: int = 4096  # tokens of a step
-    learning_rate: float = 3e-3  # at its peak
+    batch: int = 2048  # tokens of a step
+    learning_rate: float = 1e-2  # at its peak
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products
     evaluate_every: int = 0  # steps; 0: ten times
     patience: int = 0  # evaluations in a row without gain that end the run; 0: it runs to its end
