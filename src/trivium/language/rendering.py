@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate, Message, Spelling
 from trivium.language.tokenizer import Tokenizer
@@ -141,11 +143,14 @@ def _covered(places: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     A token reaches from where the one before it ends: some tokenizers do not count the space that a
     token begins with.
     """
-    learnt, before, left = [], 0, list(reversed(spans))
-    for start, end in places:
-        start = min(start, before)
-        while left and left[-1][1] <= start:
-            left.pop()
-        learnt.append(bool(left) and start < left[-1][1] and max(end, start + 1) > left[-1][0])
-        before = max(before, end)
-    return learnt
+    if not places or not spans:
+        return [False] * len(places)
+    starts, ends = np.array(places).T
+    before = np.maximum.accumulate(np.concatenate([[0], ends[:-1]]))
+    starts = np.minimum(starts, before)
+    ends = np.maximum(ends, starts + 1)
+    learnt = np.zeros(len(places), dtype=bool)
+    for start, end in spans:
+        learnt |= (starts < end) & (ends > start)
+    mask: list[bool] = learnt.tolist()
+    return mask
