@@ -116,11 +116,12 @@ def test_everything_follows_from_the_depth(base: str, book: str) -> None:
     text = Text(*documents(book).split(0.1), tokenizer)
     for depth in (1, 4, 12):
         config = gpt.Config(depth=depth, context=32)
-        shape = gpt.model_config(config, 1000)
+        shape = gpt.model_config(depth, 32, 1000)
         assert (shape.width, shape.heads, shape.layers) == (64 * depth, depth, depth)
         parameters = 12 * shape.width**2 * depth
-        plan, rows = gpt.settings(config, text, parameters, torch.device("cpu"))
-        tokens = plan.steps * plan.accumulate * rows * 32
+        plan, rows, size = gpt.plan_of(config, text, parameters, torch.device("cpu"))
+        assert size == plan.accumulate * rows * 32
+        tokens = plan.steps * size
         assert tokens <= 1.1 * min(20 * parameters, 4 * text.tokens)
         assert plan.learning_rate == pytest.approx(0.02 / math.sqrt(depth / 4))
 

@@ -80,9 +80,8 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _model(config: Config, depth: int, text: Text) -> Transformer:
-    shape = gpt.Config(depth=depth, context=config.context)
     torch.manual_seed(config.seed + depth)
-    return Transformer(gpt.model_config(shape, text.vocab_size))
+    return Transformer(gpt.model_config(depth, config.context, text.vocab_size))
 
 
 def _plan(config: Config, run: Run, steps: int, accumulate: int) -> TrainConfig:

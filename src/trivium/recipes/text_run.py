@@ -81,7 +81,9 @@ class Objective:
     special: Sequence[str] = bpe.SPECIAL
 
 
-def plan_of(config: TextConfig, text: Text, device: Any) -> tuple[TrainConfig, int, int]:
+def plan_of(
+    config: TextConfig, text: Text, parameters: int, device: Any
+) -> tuple[TrainConfig, int, int]:
     """How to train, the rows of a micro-batch, and the tokens of a step."""
     rows, accumulate = micro_batch(config.batch, config.context, device)
     size = rows * accumulate * world_size() * config.context
@@ -93,12 +95,12 @@ def plan_of(config: TextConfig, text: Text, device: Any) -> tuple[TrainConfig, i
         accumulate=accumulate,
         precision=fast_precision(device) if config.precision == "auto" else config.precision,
         warmup=max(1, steps // 20),
-        save_every=config.save_every or _every(config, steps),
+        save_every=config.save_every or evaluated_every(config, steps),
     )
     return plan, rows, size
 
 
-def _every(config: TextConfig, steps: int) -> int:
+def evaluated_every(config: TextConfig, steps: int) -> int:
     return config.evaluate_every or max(1, steps // 10)
 
 
@@ -109,6 +111,8 @@ def run_text(
     build: Callable[[Any], nn.Module],
     objective: Objective | None = None,
     *,
+    plan_of: Callable[[Any, Text, int, Any], tuple[TrainConfig, int, int]] = plan_of,
+    attends: bool = False,
     behind: Callable[[Run, Any, Text], Measures] = lambda run, model, text: {},
     limits: str = "It continues text like that which it learnt from, and knows nothing else.",
 ) -> dict[str, Any]:
@@ -116,6 +120,8 @@ def run_text(
 
     kind: of trivium.models.KINDS
     architecture: from the size of the vocabulary to the model's config
+    plan_of: from the config, the text, the count of parameters and the device to how to train
+    attends: whether every layer looks at all of the context, which is counted in the FLOPs
     behind: what else is measured, drawn and written when the model is trained
     """
     run = Run.start(config)
@@ -132,20 +138,22 @@ def run_text(
     settings = architecture(text.vocab_size)
     model = build(settings)
     parameters = sum(p.numel() for p in model.parameters())
-    plan, rows, size = plan_of(config, text, run.device)
+    plan, rows, size = plan_of(config, text, parameters, run.device)
     batches = text.batches(rows=rows, length=config.context, seed=config.seed)
     prepared = task.prepare(batches, text, config.seed)
-    cost = {"tokens": size, "flops_per_token": flops_per_token(model, length=config.context)}
+    looking = {"layers": settings.layers, "width": settings.width} if attends else {}
+    flops = flops_per_token(model, length=config.context, **looking)
+    cost: dict[str, Any] = {"tokens": size, "flops_per_token": flops}
     if config.dry_run:
-        return run.estimate(model, task.loss, prepared, plan, **cost)  # type: ignore[arg-type]
+        return run.estimate(model, task.loss, prepared, plan, **cost)
     run.tell(
         f"{parameters / 1e6:.1f}M parameters, {plan.steps:,} steps of {size:,} tokens "
         f"({plan.steps * size / text.tokens:.1f} rounds of the data), {plan.precision}"
     )
     held = Held(text, length=config.context)
-    every = _every(config, plan.steps)
+    every = evaluated_every(config, plan.steps)
     steps = train(model, task.loss, prepared, plan, folder=run.folder)
-    for step in run.steps(steps, plan, **cost):  # type: ignore[arg-type]
+    for step in run.steps(steps, plan, **cost):
         if step.number % every == 0 or step.last:
             found = task.measures(model, held, text)
             run.evaluated(step.number, **found)
@@ -165,6 +173,7 @@ def run_text(
         "of held-out bytes": held.bytes,
         "best step": best,
         "parameters": parameters,
+        "tokens": plan.steps * size,
         "bytes per token": text.bytes_per_token,
     }
     return run.finish(results, limits=limits)
