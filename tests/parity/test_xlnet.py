@@ -11,7 +11,12 @@ from torch import Tensor
 
 from trivium.checkpoint import expand
 from trivium.errors import UsageError
+from trivium.language.embed import is_embedder
+from trivium.language.engine import Engine
 from trivium.language.families.xlnet import NAMES, read_xlnet, xlnet_config
+from trivium.language.generation import Request
+from trivium.language.pretrained import load_pretrained
+from trivium.language.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -98,6 +103,26 @@ def test_left_to_right_logits(pair: tuple[Any, Path]) -> None:
         target_mapping=torch.nn.functional.one_hot(places, LENGTH).float().expand(ROWS, -1, -1),
     ).logits
     assert relative(ours(ids)[:, :-1], expected) < 1e-4
+
+
+def test_a_published_folder_writes(tmp_path: Path) -> None:
+    """Loaded by what every command loads with, and continued from the cache."""
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog"] * 9, 300)
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": tokenizer.vocab_size}
+    transformers.XLNetLMHeadModel(transformers.XLNetConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    assert not is_embedder(tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.precision == "float32"
+    ids = loaded.tokenizer.encode("the lazy dog")
+    *made, _ = Engine(loaded).generate(Request(ids, max_tokens=5))
+    for token in made:
+        with torch.no_grad():
+            assert int(loaded.model(torch.tensor([ids]))[0, -1].argmax()) == token.id
+        ids.append(token.id)
+    with pytest.raises(UsageError, match="xlnet model, which has no int8 weights"):
+        load_pretrained(tmp_path, precision="int8")
 
 
 def test_names_there_and_back(pair: tuple[Any, Path]) -> None:

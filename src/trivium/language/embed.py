@@ -25,6 +25,7 @@ from trivium.files import read_json
 from trivium.gguf_file import GGUFFile
 from trivium.language.families import gguf_family, hf_family
 from trivium.language.families.bert import BERT
+from trivium.language.families.xlnet import is_xlnet
 from trivium.language.pretrained import Precision, read_folder, read_gguf
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
@@ -50,7 +51,7 @@ def is_embedder(path: Path) -> bool:
         raw = read_json(path / "config.json")
         if "kind" in raw:  # a run's
             return raw["kind"] == "transformer" and raw.get("causal") is False
-        return hf_family(raw) is BERT
+        return not is_xlnet(raw) and hf_family(raw) is BERT
     return gguf_family(GGUFFile(path).metadata) is BERT
 
 

@@ -20,6 +20,7 @@ from trivium.gguf_file import GGUFFile
 from trivium.language.adapters import Changes, base_of, is_adapter, read_changes
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.families import gguf_config, gguf_family, hf_config, hf_family
+from trivium.language.families.xlnet import is_xlnet, read_xlnet
 from trivium.language.kinds import KINDS
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
@@ -133,10 +134,11 @@ def _load(
 
 
 def run_kind(path: Path) -> str | None:
-    """The kind of the model that a run left in a folder; None for any other path."""
+    """The kind of the model in a folder, if a run left it or it is no Transformer; else None."""
     if not (path / "config.json").is_file():
         return None
-    kind = read_json(path / "config.json").get("kind")
+    raw = read_json(path / "config.json")
+    kind = "xlnet" if is_xlnet(raw) else raw.get("kind")
     return None if kind is None else str(kind)
 
 
@@ -180,6 +182,9 @@ def read_folder(
     raw = read_json(folder / "config.json")
     if "kind" in raw:
         return _read_run(folder, device, precision, head, adapters)
+    if is_xlnet(raw):
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        return read_xlnet(folder, device, dtype)
     family = hf_family(raw)
     config = hf_config(family, raw)
     config = config if head else replace(config, transform="none")

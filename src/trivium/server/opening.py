@@ -7,13 +7,9 @@ from pathlib import Path
 
 from trivium import hub, models
 from trivium.errors import UsageError
-from trivium.files import read_json
-from trivium.gguf_file import GGUFFile
 from trivium.language.batching import Batcher, Worker
-from trivium.language.embed import Embedder
+from trivium.language.embed import Embedder, is_embedder
 from trivium.language.engine import Engine
-from trivium.language.families import gguf_family, hf_family
-from trivium.language.families.bert import BERT
 from trivium.server.served import Embedding, Language, Model, Models
 
 
@@ -41,16 +37,9 @@ def _opener(name: str, device: str) -> tuple[str, Callable[[Worker], Model]]:
     id = (own.stem if path.is_file() else own.name) if is_path else name
 
     def load(worker: Worker) -> Model:
-        if _is_encoder(path):
+        if is_embedder(path):
             return Embedding(id, Embedder.load(path, device=device), worker)
         engine = Engine(models.load(path, device=device))
         return Language(id, Batcher(engine, worker=worker))
 
     return id, load
-
-
-def _is_encoder(path: Path) -> bool:
-    """Whether this model reads text as a whole, and so makes embeddings."""
-    if path.is_dir():
-        return hf_family(read_json(path / "config.json")) is BERT
-    return gguf_family(GGUFFile(path).metadata) is BERT

@@ -79,6 +79,11 @@ NAMES: Table = {
 }
 
 
+def is_xlnet(raw: Mapping[str, Any]) -> bool:
+    """Whether a published config.json is of such a model."""
+    return ARCHITECTURE in (raw.get("architectures") or [])
+
+
 def xlnet_config(raw: Mapping[str, Any]) -> XLNetConfig:
     """Our config from a published config.json. Raises UsageError for what we would get wrong."""
     for key, allowed in REQUIRED.items():
