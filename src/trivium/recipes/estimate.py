@@ -27,7 +27,7 @@ from trivium.train.parallel import blocks
 
 Batch = Mapping[str, Tensor]
 STEPS, SECONDS = 4, 20.0  # that are timed at most; the first step is slower and left out
-HEAP = 1.9  # times what was counted is what a process was seen to take: glibc keeps freed memory
+HEAP = 2.4  # times what was counted is what a process was seen to take: glibc keeps freed memory
 USUAL = 0.4  # share of a device's peak, where no step could be timed
 
 

@@ -76,6 +76,7 @@ class Run:
         self._facts: dict[str, Any] = {}
         self._record: dict[str, Any] = {}
         self._progress: Progress | None = None
+        self._joined = False
         self._began, self._next_report = time.monotonic(), 0.0
 
     @classmethod
@@ -88,7 +89,9 @@ class Run:
         source = Path(sys.modules[type(config).__module__].__file__ or "run.py")
         name = source.stem.replace("_", "-")
         folder = Path(config.out or f"runs/{name}").expanduser()
+        alone = not dist.is_initialized()
         run = cls(name, config, folder, join(config.device))
+        run._joined = alone and run.world.size > 1
         _seed(config.seed)
         if config.dry_run:
             return run
@@ -104,7 +107,14 @@ class Run:
         if outcome is None:
             raise SystemExit(2)  # the first process says why
         run.results = outcome[0]
+        if run.results is not None:
+            run._part()
         return run
+
+    def _part(self) -> None:
+        """Leave the other processes, if it was this run that met them."""
+        if self._joined and dist.is_initialized():
+            dist.destroy_process_group()
 
     def _agree(self, fine: bool, results: Any) -> tuple[Any] | None:
         """What the first process found: (results,), or None for a failure."""
@@ -337,6 +347,7 @@ class Run:
             self.tell(f"done: {self.folder} (report.html, README.md)")
             folders.release(self.folder)
         self.results = done
+        self._part()
         return done
 
     def _costs(self) -> dict[str, Any]:
