@@ -33,7 +33,7 @@ class Config(TextConfig):
     batch: int = 0  # tokens of a step; 0: by the rule of the recipe
     rows: int = 0  # of a micro-batch; 0: as many as are fast on the device
     learning_rate: float = 0.0  # at its peak; 0: by the rule of the recipe
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"  # of the matrices of blocks; the rest: adamw
     checkpointing: bool = False  # less memory, a third more time
     compile: bool = False  # pays on a GPU
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # with torchrun
