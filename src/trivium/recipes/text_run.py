@@ -58,7 +58,7 @@ class TextConfig(RecipeConfig):
     patience: int = 0  # evaluations in a row without gain that end the run; 0: it runs to its end
     save_every: int = 0  # steps; 0: at every evaluation
     prompt: str = "The "  # of the samples
-    compare: str = ""  # the folder of another language model, whose reach is drawn beside
+    compare: str = ""  # folders of other language models, whose reach is drawn beside
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def run_text(
     attends: whether every layer looks at all of the context, which is counted in the FLOPs
     behind: what else is measured, drawn and written when the model is trained
     """
+    others = _others(config.compare)
     run = Run.start(config)
     if run.results is not None:
         return run.results
@@ -166,7 +167,7 @@ def run_text(
         name.replace("_", " "): value for name, value in task.measures(model, held, text).items()
     }
     if task.reads_on:
-        results |= draw_reach(run, config, model, text)
+        results |= draw_reach(run, model, text, others)
     results |= behind(run, model, text)
     run.save_model(model, kind, settings, text.tokenizer)
     results |= {
@@ -214,18 +215,18 @@ def reach_of(model: Any, tokenizer: Tokenizer, texts: Documents, context: int) -
     return Reach(points, shown)
 
 
-def draw_reach(run: Run, config: TextConfig, model: Any, text: Text) -> Measures:
-    """Measure it, draw it, and beside it that of the model that `compare` names."""
+def draw_reach(run: Run, model: Any, text: Text, others: Iterable[Path]) -> Measures:
+    """Measure it, draw it, and beside it that of other models."""
     series: dict[str, list[tuple[float, float]]] = {}
-    own = reach_of(model, text.tokenizer, text.held_out, config.context)
+    own = reach_of(model, text.tokenizer, text.held_out, model.config.context)
     if own is None:
         run.tell("no held-out text is longer than the context: how far back it looks is not known")
         return {}
     series[run.name] = own.points
     found: Measures = {"tokens it looks back": own.enough}
-    for other in _others(config.compare):
+    for other in others:
         peer = load_pretrained(other, device=str(run.device), precision="float32")
-        context = min(config.context, peer.model.config.context)
+        context = min(model.config.context, peer.model.config.context)
         theirs = reach_of(peer.model, peer.tokenizer, text.held_out, context)
         if theirs is not None:
             series[other.name] = theirs.points
@@ -252,9 +253,10 @@ def draw_reach(run: Run, config: TextConfig, model: Any, text: Text) -> Measures
     return found
 
 
-def _others(compare: str) -> Iterable[Path]:
-    for name in filter(None, compare.split(",")):
-        path = Path(name).expanduser()
+def _others(compare: str) -> list[Path]:
+    """The folders that `compare` names."""
+    paths = [Path(name).expanduser() for name in compare.split(",") if name]
+    for path in paths:
         if not path.exists():
-            raise UsageError(f"compare={name}: there is no such model")
-        yield path
+            raise UsageError(f"compare={compare}: there is no model {path}")
+    return paths
