@@ -12,7 +12,7 @@ folder, which is what tests and portable installs use.
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,13 +58,14 @@ def writing(path: Path) -> Iterator[None]:
         raise TriviumError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, *, private: bool = False) -> None:
     """Write `data` beside `path`, flush it to the disk, then rename: readers see old or new, never
-    half."""
+    half. A private file can be read by its owner only; others as the user's umask has it."""
     payload = data.encode() if isinstance(data, str) else data
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        name = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(payload)
@@ -72,7 +73,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 os.fsync(file.fileno())
             os.replace(name, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
 
 

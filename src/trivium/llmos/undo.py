@@ -233,7 +233,7 @@ class UndoStore:
         return record
 
     def _write(self, path: Path, record: Mapping[str, Any]) -> None:
-        write_atomic(path, json.dumps(record, separators=(",", ":")))
+        write_atomic(path, json.dumps(record, separators=(",", ":")), private=True)
 
     def _save_index(self, manifest: Manifest) -> None:
         if manifest != self._saved:

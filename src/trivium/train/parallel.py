@@ -91,7 +91,6 @@ def spread(
     return DistributedDataParallel(
         objective,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 
