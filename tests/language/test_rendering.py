@@ -10,7 +10,7 @@ from tests.language.test_chat_template import TEMPLATES, TOKENIZER, TOOL
 
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate
-from trivium.language.rendering import render
+from trivium.language.rendering import _covered, render
 from trivium.language.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
@@ -168,6 +168,24 @@ def test_learnt_is_what_the_model_would_say_after_the_prompt(
         assert said.startswith(turns[i][1])
         rest = said.removeprefix(turns[i][1])
         assert TOKENIZER.control_tokens[rest.strip()] in TOKENIZER.stop_ids
+
+
+@pytest.mark.parametrize(
+    ("places", "spans", "wanted"),
+    [
+        # "ab:", " hello", "  ", "<end>": the tokenizer does not count spaces
+        ([(0, 3), (4, 9), (11, 11), (11, 16)], [(3, 16)], [0, 1, 1, 1]),
+        ([(0, 3), (4, 9), (11, 11), (11, 16)], [(3, 4), (10, 11)], [0, 1, 1, 0]),
+        ([(0, 1), (0, 1), (1, 2)], [(0, 1)], [1, 1, 0]),  # a character of two tokens
+        ([(0, 2), (2, 4), (4, 6)], [(3, 4)], [0, 1, 0]),
+        ([(0, 2)], [], [0]),
+        ([], [], []),
+    ],
+)
+def test_tokens_that_reach_into_a_turn(
+    places: list[tuple[int, int]], spans: list[tuple[int, int]], wanted: list[int]
+) -> None:
+    assert _covered(places, spans) == [bool(mine) for mine in wanted]
 
 
 def test_what_cannot_be_learnt_is_said() -> None:
