@@ -260,7 +260,9 @@ def test_a_scaling_law(tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
     config = scaling.Config(
         data=written(tmp_path / "page", 1200),
-        depths=(1, 2, 3, 4),
+        widths=(16, 32, 48, 64),
+        layers=1,
+        rounds=1,
         amounts=3,
         context=16,
         vocab_size=300,
