@@ -5,10 +5,10 @@
 
 The same Llama architecture (that of SmolLM2-135M, with fewer layers unless told), the same weights,
 batch, length and precision, AdamW and clipping in both. Each engine runs in a process of its own,
-`rounds` times in turn; the best round counts, because a shared machine only ever makes things slower.
+`rounds` times in turn; the best round counts, because a shared machine only makes things slower.
 
-Rows: tokens/s, peak resident memory (of a GPU: of its tensors), seconds before the first step, and on
-a GPU the share of its peak (MFU). `--compile` lets PyTorch's compiler have both models.
+Rows: tokens/s, peak resident memory (of a GPU: of its tensors), seconds before the first step, and
+on a GPU the share of its peak (MFU). `--compile` lets PyTorch's compiler have both models.
 """
 
 import argparse
@@ -47,10 +47,12 @@ def timed(steps: Iterator[float], args: argparse.Namespace, start: float) -> dic
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if args.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()
+    speed = args.rows * args.length * args.steps / seconds
     return {
-        "tokens/s": args.rows * args.length * args.steps / seconds,
+        "tokens/s": speed,
         "peak MB": peak / 2**20,
         "start s": began - start,
+        **({"MFU %": 100 * share_of_peak(args, speed)} if args.device != "cpu" else {}),
         "last loss": losses[-1],
     }
 
@@ -157,6 +159,21 @@ def main() -> None:
         compare(args, Path(folder))
 
 
+def parameters(layers: int) -> int:
+    width, hidden = SIZES["width"], SIZES["hidden"]
+    keys = width // SIZES["heads"] * SIZES["groups"]
+    block = 2 * width * width + 2 * width * keys + 3 * width * hidden + 2 * width
+    return SIZES["vocab_size"] * width + layers * block + width
+
+
+def share_of_peak(args: argparse.Namespace, tokens_per_second: float) -> float:
+    """MFU: 6 N + 12 L C T FLOPs a token, over what the maker of the GPU promises."""
+    from trivium.recipes.hardware import peak_flops
+
+    work = 6 * parameters(args.layers) + 12 * args.layers * SIZES["width"] * args.length
+    return work * tokens_per_second / peak_flops(torch.device(args.device), args.precision)[0]
+
+
 def compare(args: argparse.Namespace, folder: Path) -> None:
     own = [*sys.argv, "--folder", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
@@ -172,12 +189,9 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             for name, value in figures.items():
                 better = min if name in LOWER_IS_BETTER else max
                 kept[name] = better(kept[name], value) if name != "last loss" else value
-    parameters = (
-        49152 * 576 + args.layers * (576 * 960 + 576 * 576 + 3 * 576 * 1536 + 2 * 576) + 576
-    )
     print(
-        f"{parameters / 1e6:.0f}M parameters, {args.rows} × {args.length} tokens, {args.precision}, "
-        f"{args.device}, {args.threads} threads"
+        f"{parameters(args.layers) / 1e6:.0f}M parameters, {args.rows} × {args.length} tokens, "
+        f"{args.precision}, {args.device}, {args.threads} threads"
     )
     print(f"{'':<12}" + "".join(f"{engine:>16}" for engine in best) + f"{'ratio':>10}")
     mine, theirs = best["trivium"], best["transformers"]
