@@ -39,7 +39,12 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 TEXT = "\n".join(page.read_text() for page in PAGES)
 PUBLISHED, LOOSE, NOT_RUN = "published", "published: words may differ", "not run: "
-REASONS = {"needs the network", "opens an interactive session", "sets up the project"}
+REASONS = {
+    "needs the network",
+    "opens an interactive session",
+    "sets up the project",
+    "takes minutes",
+}
 ENDPOINT = "http://localhost:8080"  # where the documentation has a server
 
 FENCE = re.compile(
