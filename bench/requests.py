@@ -1,124 +1,248 @@
-"""Which tool, with which arguments: the default model on a table of written requests.
+"""How well the default model uses its tools, on two tables of requests written by other people.
 
-    python bench/requests.py [--split test] [--model NAME] [--failures]
+    python bench/requests.py [TABLE …] [--split test] [--base] [--failures] [--perplexity]
 
-The table, tests/llmos/requests.jsonl, was written by somebody who did not see the examples that the
-model is shown. Its `dev` half may be looked at while the examples are improved; report `test`.
-A tool is right when the table names it or allows it as an alternative; arguments are right when the
-table lists them, or when running them gives the value that it states. Intervals: Wilson, 95 %.
+tests/llmos/requests.jsonl: its `dev` half may be looked at while data or examples are improved, and
+`test` is reported. tests/llmos/held_out_requests.jsonl: nothing is tuned on it.
+
+tool       the right one was called first, or rightly none
+arguments  they are among those that are listed, or running them gives the value that is stated;
+           free text counts without case, articles and full stops
+answer     the value stands in what the model says after it has run its tools
+
+The tools are the seven built-in ones; for requests about pictures and documents, whose tools do not
+exist yet, four more are offered. --base: the model as published, led by examples. --perplexity: of
+the reference text inside CPython, with and without our adapter. Intervals: Wilson, 95 %.
 """
 
 import argparse
 import json
 import math
-from collections import Counter
+import re
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from trivium import hub
+from trivium.data import documents
+from trivium.evaluate.perplexity import measure
+from trivium.intervals import wilson
+from trivium.language.engine import Engine
+from trivium.language.pretrained import LanguageModel
 from trivium.llmos.builtin import builtin_tools
 from trivium.llmos.gateway import Gateway, never_ask
+from trivium.llmos.kernel import Budget, run
 from trivium.llmos.local import LocalModel
-from trivium.llmos.messages import Message, ToolCall
+from trivium.llmos.messages import Answer, Message, ToolCall
+from trivium.llmos.shipped import load_assistant
+from trivium.llmos.tools import Tool, tool
 from trivium.llmos.workspace import Workspace
+from trivium.models import load
 
-TABLE = Path(__file__).parent.parent / "tests/llmos/requests.jsonl"
+TESTS = Path(__file__).parent.parent / "tests/llmos"
+TABLES = {"requests": TESTS / "requests.jsonl", "held_out": TESTS / "held_out_requests.jsonl"}
+ANSWERED = {"word_problem_1", "word_problem_2", "arithmetic", "percentage", "unit", "date"}
+READ = 20_000  # tokens whose perplexity is measured
+LIMIT = Budget(steps=5, tokens=800)
 
 
-def rows(split: str) -> Iterator[dict[str, Any]]:
-    for line in TABLE.read_text().splitlines():
+@tool
+def draw_picture(prompt: str) -> str:
+    """Draw a picture from a description.
+
+    prompt: what it shows
+    """
+    return "picture-1.png"
+
+
+@tool
+def edit_picture(path: str, instruction: str) -> str:
+    """Change a picture as told.
+
+    path: the picture
+    instruction: what to change
+    """
+    return "edited-1.png"
+
+
+@tool
+def cut_out(path: str, what: str) -> str:
+    """Cut an object out of a picture.
+
+    path: the picture
+    what: the object
+    """
+    return "cutout-1.png"
+
+
+@tool
+def search_documents(query: str) -> str:
+    """Search the collection of documents by meaning.
+
+    query: what to look for
+    """
+    return "[nothing found]"
+
+
+LATER: tuple[Tool, ...] = (draw_picture, edit_picture, cut_out, search_documents)
+FREE_TEXT = {t.name for t in LATER}
+
+
+def rows(table: str, split: str) -> Iterator[dict[str, Any]]:
+    for line in TABLES[table].read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row["split"] == split:
-            yield row
+        if row.get("split", split) == split:
+            yield {"kind": row["tool"] or "none", **row}
 
 
-def first_call(model: LocalModel, gateway: Gateway, row: Mapping[str, Any]) -> ToolCall | None:
-    messages = [Message.from_json(record) for record in row.get("history", [])]
-    messages.append(Message("user", row["request"]))
-    stream = model.stream(messages, gateway.tools)
-    first = next(event for event in stream)
-    stream.close()  # type: ignore[attr-defined]
-    return first if isinstance(first, ToolCall) else None
+# -- one request ----------------------------------------------------------------------------------
 
 
-def says(result: str, value: str) -> bool:
-    """Whether a tool's text gives the stated value; numbers within 1e-6."""
-    if value in result:
+def judge(model: LocalModel, row: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    """What was right of a request, and what the model did."""
+    with TemporaryDirectory() as folder:
+        for name, text in row.get("files", {}).items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        tools = builtin_tools(Workspace(Path(folder)))
+        wanted = {row["tool"], *row.get("alternatives", ())}
+        gateway = Gateway((*tools, *LATER) if wanted & FREE_TEXT else tools, policy=never_ask)
+        messages = [Message.from_json(m) for m in row.get("context", row.get("history", ()))]
+        messages.append(Message("user", row["request"]))
+        whole = "value" in row and row["kind"] in ANSWERED
+        call, answer = _act(model, messages, gateway, whole)
+        chosen = call.name if call else None
+        did = f"{call.name} {call.arguments}" if call else "answered at once"
+        found = {"tool": (chosen in wanted, did)}
+        if row["tool"] is not None and ("arguments" in row or "value" in row):
+            good = bool(call and chosen in wanted and _right(call, row, gateway))
+            found["arguments"] = (good, did)
+        if whole:
+            found["answer"] = (states(answer, row["value"]), f"{did} → {answer}")
+        return found
+
+
+def _act(
+    model: LocalModel, messages: Sequence[Message], gateway: Gateway, whole: bool
+) -> tuple[ToolCall | None, str]:
+    """The first call, and with `whole` the answer in the end."""
+    if not whole:
+        stream = model.stream(messages, gateway.tools)
+        first = next(iter(stream))
+        stream.close()  # type: ignore[attr-defined]
+        return (first if isinstance(first, ToolCall) else None), ""
+    call, answer = None, ""
+    for event in run(model, messages, gateway, LIMIT):
+        if isinstance(event, ToolCall) and call is None:
+            call = event
+        if isinstance(event, Answer):
+            answer = event.text
+    return call, answer
+
+
+def _right(call: ToolCall, row: Mapping[str, Any], gateway: Gateway) -> bool:
+    given, listed = call.parsed(), row.get("arguments", [])
+    if call.name in FREE_TEXT:
+        given, listed = _plain(given), [_plain(arguments) for arguments in listed]
+    if given in listed:
+        return True
+    return "value" in row and states(gateway.call(call).content, row["value"])
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Free text without what does not matter in it."""
+    words = {k: re.sub(r"[^\w\s./-]", "", str(v).casefold()).split() for k, v in arguments.items()}
+    return {
+        k: " ".join(w.rstrip(".") for w in text if w not in ("a", "an", "the"))
+        for k, text in words.items()
+    }
+
+
+def states(text: str, value: str) -> bool:
+    """Whether a text states a value. A number counts if it is rounded to two decimals or more."""
+    if value in text:
         return True
     try:
-        wanted = float(value)
+        wanted = float(value.replace(",", ""))
     except ValueError:
         return False
-    for word in result.replace(",", "").split():
-        try:
-            if math.isclose(float(word), wanted, rel_tol=1e-6):
-                return True
-        except ValueError:
-            continue
+    for word in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text):
+        found = float(word.replace(",", ""))
+        places = len(word.partition(".")[2])
+        rounded = places >= 2 and abs(found - wanted) <= 0.51 * 10**-places
+        if rounded or math.isclose(found, wanted, rel_tol=1e-6):
+            return True
     return False
 
 
-def right_arguments(call: ToolCall, row: Mapping[str, Any], gateway: Gateway) -> bool:
-    if call.parsed() in row.get("arguments", []):
-        return True
-    return "value" in row and says(gateway.call(call).content, row["value"])
+# -- all of them ----------------------------------------------------------------------------------
 
 
-def evaluate(model: LocalModel, split: str) -> dict[str, Any]:
-    """Counts of right tools and right arguments, and what went wrong."""
-    tools, arguments, failures = Counter[str](), Counter[str](), []
-    with TemporaryDirectory() as folder:
-        gateway = Gateway(builtin_tools(Workspace(Path(folder))), policy=never_ask)
-        for row in rows(split):
-            call = first_call(model, gateway, row)
-            chosen = call.name if call else None
-            good_tool = chosen == row["tool"] or chosen in row.get("alternatives", [])
-            kind = row["tool"] or "none"
-            tools[f"{kind} all"] += 1
-            tools[kind] += good_tool
-            failure = None if good_tool else f"chose {chosen or 'none'}"
-            if row["tool"] is not None and ("arguments" in row or "value" in row):
-                good = bool(call and good_tool and right_arguments(call, row, gateway))
-                arguments[f"{kind} all"] += 1
-                arguments[kind] += good
-                if good_tool and not good and call:
-                    failure = f"{call.name} {call.arguments}"
-            if failure:
-                failures.append((row["id"], kind, row["request"], failure))
-    return {"tools": tools, "arguments": arguments, "failures": failures}
+def evaluate(model: LocalModel, table: str, split: str) -> tuple[dict[str, Any], list[str]]:
+    """Counts (right, all) by measure and kind, and what went wrong."""
+    counts: dict[str, Any] = defaultdict(lambda: defaultdict(Counter))
+    failures = []
+    for row in rows(table, split):
+        for what, (good, did) in judge(model, row).items():
+            counts[what][row["kind"]].update(right=good, all=1)
+            if not good:
+                request = " ".join(row["request"].split())[:90]
+                failures.append(
+                    f"{what:9} {row['kind']:16} {row['id']} {request!r}: {did[:160]}"
+                )
+    return counts, sorted(failures)
 
 
-def wilson(good: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    share, spread = good / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    reach = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return middle - reach, middle + reach
+def report(counts: Mapping[str, Any]) -> None:
+    for what, kinds in counts.items():
+        right = sum(count["right"] for count in kinds.values())
+        total = sum(count["all"] for count in kinds.values())
+        low, high = wilson(right, total)
+        print(f"{what:10}{right}/{total} = {right / total:.1%} ({low:.1%}–{high:.1%})")
+        for kind, count in sorted(kinds.items()):
+            low, high = wilson(count["right"], count["all"])
+            print(f"    {kind:17} {count['right']:3}/{count['all']:<3} ({low:.0%}–{high:.0%})")
 
 
-def report(counts: Mapping[str, int], title: str) -> None:
-    kinds: Sequence[str] = [key[:-4] for key in counts if key.endswith(" all")]
-    good, total = sum(counts[k] for k in kinds), sum(counts[f"{k} all"] for k in kinds)
-    low, high = wilson(good, total)
-    print(f"{title}: {good}/{total} = {good / total:.0%} ({low:.0%}–{high:.0%})")
-    print("  " + ", ".join(f"{k} {counts[k]}/{counts[f'{k} all']}" for k in sorted(kinds)))
+def perplexity(loaded: LanguageModel) -> float:
+    """Of the beginning of the reference text inside CPython."""
+    text = "\n\n".join(islice(documents(None), 40))
+    ids = loaded.tokenizer.encode(text)[:READ]
+    *_, last = measure(Engine(loaded), [loaded.tokenizer.decode(ids)])
+    return last.perplexity
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="requests, held_out (both)")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--model", default=hub.DEFAULT)
+    parser.add_argument("--base", action="store_true", help="without our adapter")
     parser.add_argument("--failures", action="store_true", help="list what went wrong")
+    parser.add_argument("--perplexity", action="store_true")
     given = parser.parse_args()
-    result = evaluate(LocalModel.load(given.model), given.split)
-    print(f"{given.model} on the {given.split} half")
-    report(result["tools"], "right tool, or rightly none")
-    report(result["arguments"], "right tool and right arguments")
-    if given.failures:
-        for id, kind, request, what in result["failures"]:
-            print(f"  {id} {kind:12} {' '.join(request.split())[:70]!r}: {what[:100]}")
+    path = hub.find(given.model)
+    loaded = load(path) if given.base else load_assistant(given.model)
+    if given.perplexity:
+        before, after = perplexity(load(path)), perplexity(loaded)
+        print(
+            f"perplexity: {before:.3f} as published, {after:.3f} here ({after / before - 1:+.2%})"
+        )
+    model = LocalModel(Engine(loaded))
+    for table in given.tables or TABLES:
+        start = time.monotonic()
+        counts, failures = evaluate(model, table, given.split)
+        half = f", {given.split} half" if table == "requests" else ""
+        print(f"\n{table}{half}, {given.model}{' as published' if given.base else ''}")
+        report(counts)
+        print(f"({time.monotonic() - start:.0f} s)")
+        if given.failures:
+            print("\n".join(failures))
 
 
 if __name__ == "__main__":

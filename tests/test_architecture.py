@@ -1,7 +1,7 @@
 """The house rules that a machine can check: who imports whom, what stays light, how large it is.
 
 cli → {server | recipes | evaluate} → llmos → models → {language | …} → train
-    → {data | checkpoint | hub | gguf_file} → nn → {errors | files}
+    → {data | checkpoint | hub | gguf_file} → nn → {errors | files | intervals}
 """
 
 import ast
@@ -28,7 +28,7 @@ LAYERS = (
     {"download"},
     {"gguf_file"},
     {"nn"},
-    {"errors", "files"},
+    {"errors", "files", "intervals"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHIN_A_LAYER = {("files", "errors")}
@@ -39,6 +39,7 @@ WITH_TORCH = {
     "llmos/local.py",
     "llmos/few_shot.py",
     "llmos/native_tools.py",
+    "llmos/shipped.py",
     "llmos/tasks/local.py",
 }
 

@@ -315,16 +315,21 @@ def test_constrained_calls_are_always_calls_of_a_tool(tokenizer: Tokenizer, form
     assert found >= 2
 
 
+@pytest.mark.parametrize("first", ["<tool_call>", "Hello"])
 def test_a_template_with_tools_is_used(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     model = make_model(tokenizer, WITH_TOOLS)
     seen: list[str] = []
     reply = f"<tool_call>\n{CALL % 'arguments'}\n</tool_call>"
 
     def scripted(request: Request) -> object:
+        if request.max_tokens == 1:  # how the likeliest reply begins
+            return iter([Token(tokenizer.encode(first)[0], "")])
         seen.append(tokenizer.decode(request.prompt, skip_special=False))
         assert request.grammar is not None
+        likeliest = Sampling()
+        assert request.sampling == (likeliest if first != "Hello" else model.sampling)
         return iter(pieces(reply, 4))
 
     monkeypatch.setattr(model.engine, "generate", scripted)

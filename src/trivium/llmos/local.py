@@ -1,8 +1,9 @@
 """A language model of this machine as a `ChatModel`.
 
 A model whose chat template knows tools is shown them by it and writes its calls as it was trained
-to (`trivium.llmos.native_tools`); any other one is led through examples (`trivium.llmos.few_shot`).
-Answers stream; the conversation so far stays in the engine's cache.
+to (`trivium.llmos.native_tools`); so does the default model, with the adapter that we ship for it
+(`trivium.llmos.shipped`). Any other one is led through examples (`trivium.llmos.few_shot`). Answers
+stream; the conversation so far stays in the engine's cache.
 """
 
 import json
@@ -13,17 +14,16 @@ from typing import Any
 
 import torch
 
-from trivium import hub
 from trivium.errors import UsageError
 from trivium.language.engine import ContextOverflow, Engine
-from trivium.language.generation import End, Request
+from trivium.language.generation import End, Request, Token
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools
 from trivium.llmos.few_shot import ToolChooser, fill_arguments
 from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall, Usage
+from trivium.llmos.shipped import load_assistant
 from trivium.llmos.tools import Tool
-from trivium.models import load
 
 SHORT_RESULT = 80  # characters
 # The likeliest words, but none for ever: without a penalty a small model repeats itself.
@@ -65,7 +65,7 @@ class LocalModel:
         """Load a model by its name in `trivium models`, or by its path."""
         if threads is not None:
             torch.set_num_threads(threads)
-        language_model = load(hub.find(name), device=device, precision=precision)
+        language_model = load_assistant(name, device=device, precision=precision)
         return cls(Engine(language_model), sampling or CALM, max_tokens)
 
     @property
@@ -93,15 +93,26 @@ class LocalModel:
         prompt = self._encode(messages, shown)
         form = native_tools.form_of("\n".join(self._template.sources))
         grammar = native_tools.grammar(form, tools) if tools else None
+        request = self._request(prompt, grammar)
+        if tools and (messages[-1].role == "tool" or self._calls_at_once(prompt, form)):
+            # A call, and what is said of its result, copy: a penalty on words that came before
+            # would be one on the right digit.
+            request = replace(request, sampling=Sampling())
         parser = native_tools.Parser(form, self.engine.tokenizer)
         called = False
-        for event in self.engine.generate(self._request(prompt, grammar)):
+        for event in self.engine.generate(request):
             for piece in parser.push(event):
                 called = called or isinstance(piece, ToolCall)
                 yield piece
             if isinstance(event, End):
                 reason = "tool_calls" if called and event.reason == "stop" else event.reason
                 yield Finish(reason, _usage(event))
+
+    def _calls_at_once(self, prompt: list[int], form: native_tools.Form) -> bool:
+        """Whether the likeliest reply begins with the sign of a call."""
+        begin = self.engine.tokenizer.encode(form.begin, special=True)
+        first = next(self.engine.generate(Request(prompt, max_tokens=1)))
+        return isinstance(first, Token) and first.id == begin[0]
 
     # -- a model that does not ------------------------------------------------------------------
 

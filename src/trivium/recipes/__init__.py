@@ -16,6 +16,11 @@ RECIPES: dict[str, str] = {  # name: the first line of the module's docstring, a
     "gpt": "Pre-train a causal Transformer from raw text; one dial, the depth, sets everything.",
     "domain": "Continue pre-training on a field or a language; what that gains and loses.",
     "finetune": "Fine-tune a model to classify texts; what it costs, what lowers the price.",
+    "sft": "Teach a language model to answer: supervised fine-tuning on conversations.",
+    "reward": "Train a reward model on rankings: what people prefer becomes a number.",
+    "ppo": "Learn from rewards by proximal policy optimisation, the algorithm of RLHF.",
+    "grpo": "Learn from rewards by comparing answers: group-relative policy optimisation.",
+    "dpo": "Learn from rankings without a reward model: direct preference optimisation.",
     "scaling": "Measure a scaling law: several sizes of model on several amounts of data, and a fit.",
-    "tool-use": "Teach the default model to use tools: a LoRA adapter, from conversations made on the spot.",
+    "tool-use": "Teach the default model to use its tools, from conversations made on the spot.",
 }

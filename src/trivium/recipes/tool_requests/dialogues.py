@@ -1,0 +1,185 @@
+"""Conversations of several requests, each with a list of tools that has what they need.
+
+A request whose tool is not on the list is told so; a sum is done with `python` where there is no
+`calculate`.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trivium.llmos.builtin import builtin_tools
+from trivium.llmos.workspace import Workspace
+from trivium.recipes.tool_requests.code import python_task, terminal_task
+from trivium.recipes.tool_requests.files import list_task, read_task, search_task, write_task
+from trivium.recipes.tool_requests.linked import linked
+from trivium.recipes.tool_requests.other_tools import OURS_NEXT, other_task, schemas
+from trivium.recipes.tool_requests.replay import Reply
+from trivium.recipes.tool_requests.stories import story
+from trivium.recipes.tool_requests.sums import chinese_story, plain_sum
+from trivium.recipes.tool_requests.tasks import Exchange, Step
+
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "Answer in one sentence.",
+    "You are the assistant of a small company.",
+    "Be brief.",
+    "You help with files and sums.",
+    "You are a friendly assistant. Use the tools when they help.",
+)
+REFUSED = {
+    "weather",
+    "set_timer",
+    "send_email",
+    "play_music",
+    "light",
+    "track_order",
+    "create_event",
+    "draw_picture",
+    "edit_picture",
+    "cut_out",
+    "search_documents",
+    "read_file",
+    "list_files",
+    "search_files",
+    "write_file",
+    "terminal",
+    "book_table",
+}
+REFUSALS = (
+    "I have no tool for that here.",
+    "I cannot do that: none of my tools can.",
+    "That is not possible with the tools that I have.",
+)
+REFUSALS_CHINESE = ("我没有能做这件事的工具。",)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation in OpenAI's form; `whole` is False if its last answer was cut."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    whole: bool = True
+
+
+def task(rng: random.Random) -> list[Exchange]:
+    """One request, or two that hang together."""
+    roll = rng.random()
+    makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
+        (0.5, lambda: [story(rng)]),
+        (0.06, lambda: [plain_sum(rng)]),
+        (0.02, lambda: [plain_sum(rng, chinese=True)]),
+        (0.04, lambda: [chinese_story(rng)]),
+        (0.08, lambda: [python_task(rng)]),
+        (0.035, lambda: [terminal_task(rng)]),
+        (0.035, lambda: [read_task(rng)]),
+        (0.035, lambda: [list_task(rng)]),
+        (0.045, lambda: [search_task(rng)]),
+        (0.03, lambda: [write_task(rng)]),
+        (0.03, lambda: [other_task(rng, OURS_NEXT)]),
+        (0.04, lambda: [other_task(rng)]),
+    )
+    for share, make in makers:
+        roll -= share
+        if roll < 0:
+            return make()
+    return linked(rng)
+
+
+def tool_list(
+    rng: random.Random, all_tools: dict[str, dict[str, Any]], ours: Sequence[str]
+) -> list[str]:
+    """The names of a list: mostly ours, alone or with others, in the order the kernel has them."""
+    others = [name for name in all_tools if name not in ours]
+    roll = rng.random()
+    if roll < 0.5:
+        return list(ours)
+    if roll < 0.6:
+        return [*ours, *sorted(OURS_NEXT, key=others.index)]
+    if roll < 0.75:
+        return [*ours, *rng.sample(others, rng.randint(1, 3))]
+    if roll < 0.9:
+        some = [*rng.sample(list(ours), rng.randint(2, 5)), *rng.sample(others, rng.randint(0, 3))]
+        rng.shuffle(some)
+        return some
+    return rng.sample(others, rng.randint(1, 4))
+
+
+def _fitting(
+    found: list[Exchange], offered: Sequence[str], rng: random.Random
+) -> list[Exchange] | None:
+    """The exchanges as they go with the tools on offer; None if they do not."""
+    missing = {name for exchange in found for name in exchange.tools} - set(offered)
+    if not missing:
+        return found
+    if (
+        missing == {"calculate"}
+        and "python" in offered
+        and len(found) == 1
+        and len(found[0].steps) == 1
+    ):
+        step = found[0].steps[0]
+        expression = str(step.arguments["expression"])
+        if set(expression) <= set("0123456789.+-*/() ") and "…" not in step.result:
+            code = Step("python", {"code": f"print({expression})"}, step.result)
+            return [replace(found[0], steps=(code,))]
+    if missing <= REFUSED and len(found) == 1 and rng.random() < 0.25:
+        told = REFUSALS if found[0].request.isascii() else REFUSALS_CHINESE
+        return [Exchange(found[0].request, (), rng.choice(told))]
+    return None
+
+
+def dialogues(seed: int, replies: Sequence[Reply]) -> Iterator[Dialogue]:
+    """Endless; `replies` are the plain turns, used in turn."""
+    rng = random.Random(seed)
+    ours_made = {tool.name: tool.to_json() for tool in builtin_tools(Workspace.__new__(Workspace))}
+    ours = list(ours_made)
+    all_tools = ours_made | schemas()
+    plain = _shuffled(replies, rng)
+    while True:
+        offered = tool_list(rng, all_tools, ours)
+        messages, whole = _messages(offered, ours, plain, rng)
+        tools = [all_tools[name] for name in offered]
+        called = any("tool_calls" in message for message in messages)
+        yield Dialogue(messages, [] if not called and rng.random() < 0.3 else tools, whole)
+
+
+def _messages(
+    offered: Sequence[str], ours: Sequence[str], plain: Iterator[Reply], rng: random.Random
+) -> tuple[list[dict[str, Any]], bool]:
+    """Some turns, and whether the last one is whole."""
+    messages: list[dict[str, Any]] = []
+    if rng.random() < 0.12:
+        messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
+    for _ in range(rng.choice((1, 2, 3, 4, 5, 6, 7))):
+        if rng.random() < 0.15:
+            reply = next(plain)
+            for asked, answered in reply.past:
+                messages += _turn(asked, answered) if rng.random() < 0.7 or not messages else []
+            messages += _turn(reply.request, reply.answer)
+            if not reply.whole:
+                return messages, False
+            continue
+        fitting = None
+        while fitting is None:
+            found = task(rng)
+            if len(offered) < 5 and rng.random() < 0.7:
+                names = {name for name in offered if name not in ours}
+                found = [other_task(rng, names)] if names else found
+            fitting = _fitting(found, offered, rng)
+        for exchange in fitting:
+            messages += exchange.messages()
+    return messages, True
+
+
+def _turn(asked: str, answered: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+
+def _shuffled(replies: Sequence[Reply], rng: random.Random) -> Iterator[Reply]:
+    while True:
+        order = list(replies)
+        rng.shuffle(order)
+        yield from order

@@ -1,0 +1,236 @@
+"""Requests about files: read, list, search, write. The files and what is in them are made up."""
+
+import random
+
+from trivium.recipes.tool_requests.patterns import careless, filled, polite
+from trivium.recipes.tool_requests.tables import sentences, table, words
+from trivium.recipes.tool_requests.tasks import Exchange, Step, number_word
+
+LIST_CHINESE = (
+    "[{folder}里有什么？|{folder}文件夹里有哪些文件？|列出{folder}里的文件|看看{folder}文件夹]"
+)
+NOT_APPROVED = "error: write_file was not run: it changes files, and no person approved the call"
+
+
+def name_of_file(rng: random.Random, chinese: bool = False) -> str:
+    stem = rng.choice(words("file_stems_chinese" if chinese else "file_stems"))
+    if not chinese and rng.random() < 0.25:
+        stem += rng.choice(("_2", "2024", "-final", "_old", "-v2", "_may", "1", "_new", "-copy"))
+    endings = words("file_endings")
+    return f"{stem}.{rng.choice(endings[:5] if chinese or ' ' in stem else endings)}"
+
+
+def folder_name(rng: random.Random, chinese: bool = False) -> str:
+    return rng.choice(words("folders_chinese" if chinese else "folders"))
+
+
+def path_of(rng: random.Random, chinese: bool = False) -> str:
+    name = name_of_file(rng, chinese)
+    return name if rng.random() < 0.6 else f"{folder_name(rng, chinese)}/{name}"
+
+
+def values(rng: random.Random) -> dict[str, str]:
+    name, other = rng.sample(words("names"), 2)
+    return {
+        "name": name,
+        "name2": other,
+        "city": rng.choice(words("cities")),
+        "day": rng.choice(words("days")),
+        "word": rng.choice(words("codenames")),
+        "place": rng.choice(words("hiding_places")),
+        "n": str(rng.randint(10, 29)),
+        "m": str(rng.randint(1, 5)),
+        "k": str(rng.randint(4, 9)),
+    }
+
+
+def contents(rng: random.Random, known: dict[str, str], count: int) -> list[str]:
+    return [
+        filled(line, rng, known | values(rng))
+        for line in rng.sample(sentences("file_lines"), count)
+    ]
+
+
+def _quoted(lines: list[str]) -> str:
+    return " ".join(line if line[-1] in ".!?" else f"{line}." for line in lines)
+
+
+def read_task(rng: random.Random) -> Exchange:
+    """Reading a file: to see it, or for something it says."""
+    chinese = rng.random() < 0.12
+    path = path_of(rng, chinese)
+    if rng.random() < 0.1:
+        request = filled(careless(rng.choice(sentences("files_read")), rng), rng, {"path": path})
+        error = f"error: there is no {path} in the workspace: list_files shows all"
+        said = rng.choice(
+            (
+                f"There is no file {path}.",
+                f"I could not find {path}.",
+                f"{path} does not exist here.",
+            )
+        )
+        return Exchange(request, (Step("read_file", {"path": path}, error),), said)
+    known = values(rng)
+    if not chinese and rng.random() < 0.45:
+        line, question, answer = rng.choice(table("facts"))
+        lines = contents(rng, known, rng.randint(0, 3))
+        lines.insert(rng.randint(0, len(lines)), filled(line, rng, known))
+        request = filled(
+            careless(rng.choice(sentences("files_ask")), rng),
+            rng,
+            {"path": path, "q": filled(question, rng, known)},
+        )
+        said = filled(answer, rng, known)
+    else:
+        lines = contents(rng, known, rng.choice((1, 1, 2, 2, 3)))
+        pattern = rng.choice(sentences("files_read"))
+        where = {"path": path}
+        if chinese:
+            pattern = "[打开|读一下|看看|请打开|请看一下]{path}[|里写了什么|的内容]"
+        elif rng.random() < 0.15:
+            where = {"name": name_of_file(rng), "folder": folder_name(rng)}
+            pattern, path = (
+                rng.choice(sentences("files_read_in")),
+                f"{where['folder']}/{where['name']}",
+            )
+        request = filled(careless(pattern, rng), rng, where)
+        said = filled(
+            rng.choice(("It says: {x}", "{path} says: {x}", "Here is what it says: {x}", "{x}")),
+            rng,
+            {"x": _quoted(lines), "path": path},
+        )
+        if rng.random() < 0.07:
+            lines, said = ["[the file is empty]"], f"{path} is empty."
+    request = request if chinese else polite(request, rng)
+    if path not in request and path.rpartition("/")[2] not in request:
+        request = request[:1] + filled(rng.choice(sentences("files_read")), rng, {"path": path})[1:]
+    return Exchange(request, (Step("read_file", {"path": path}, "\n".join(lines)),), said)
+
+
+def listing(rng: random.Random, folder: str, names: list[str]) -> str:
+    prefix = "" if folder == "." else f"{folder}/"
+    sizes = (
+        f"{rng.randint(1, 999)} B",
+        f"{rng.randint(1, 99)}.{rng.randint(0, 9)} kB",
+        f"{rng.randint(1, 9)}.1 MB",
+    )
+    return "\n".join(f"{prefix}{name} ({rng.choice(sizes)})" for name in sorted(names))
+
+
+def _series(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def list_task(rng: random.Random) -> Exchange:
+    chinese = rng.random() < 0.1
+    names = sorted({name_of_file(rng, chinese) for _ in range(rng.randint(1, 5))})
+    wanted = rng.choice(names) if rng.random() < 0.5 else name_of_file(rng, chinese)
+    if rng.random() < 0.35:
+        folder, pattern, arguments = ".", rng.choice(sentences("files_list_all")), {}
+    else:
+        folder = folder_name(rng, chinese)
+        pattern, arguments = rng.choice(sentences("files_list")), {"path": folder}
+        if chinese:
+            pattern = LIST_CHINESE
+    request = filled(careless(pattern, rng), rng, {"folder": folder, "name": wanted})
+    chinese = not request.isascii()
+    if rng.random() < 0.08:
+        text, said = (
+            "[the folder is empty]",
+            "这个文件夹是空的。" if chinese else "The folder is empty.",
+        )
+    elif folder != "." and rng.random() < 0.06:
+        text = f"error: there is no {folder} in the workspace: list_files shows all"
+        said = f"There is no folder {folder}."
+    else:
+        text = listing(rng, folder, names)
+        count = "is one file" if len(names) == 1 else f"are {number_word(len(names))} files"
+        said = f"There {count}: {_series(names)}."
+        if chinese:
+            said = f"有{len(names)}个文件：{'、'.join(names)}。"
+        elif "{name}" in pattern:
+            said = (
+                f"Yes, {wanted} is there."
+                if wanted in names
+                else f"No, {wanted} is not there, but {_series(names)}."
+            )
+    return Exchange(request, (Step("list_files", arguments, text),), said)
+
+
+def search_task(rng: random.Random) -> Exchange:
+    inside = rng.random() < 0.35
+    pattern = rng.choice(sentences("files_search_in" if inside else "files_search"))
+    chinese = not pattern.isascii()
+    what, folder = (
+        rng.choice(words("searched_chinese" if chinese else "searched")),
+        folder_name(rng),
+    )
+    shown = what if chinese or rng.random() < 0.6 else rng.choice(('"{}"', "'{}'")).format(what)
+    request = filled(
+        careless(pattern.replace("”?", "”").replace("“?", "“"), rng),
+        rng,
+        {"what": shown, "folder": folder},
+    )
+    arguments = {"pattern": what} | ({"path": folder} if inside else {})
+    prefix = f"{folder}/" if inside else ""
+    files = [
+        prefix + name
+        for name in sorted({name_of_file(rng, chinese) for _ in range(rng.randint(1, 3))})
+    ]
+    if rng.random() < 0.15:
+        text = f"[nothing found for {what!r}, as plain text with * for anything]"
+        said = (
+            f"没有找到{what}。"
+            if chinese
+            else rng.choice((f"I found nothing for {what}.", f"No file mentions {what}."))
+        )
+    else:
+        text = "\n".join(
+            f"{name}:{rng.randint(1, 80)}: {rng.choice(('', 'see ', 'about '))}"
+            f"{what}{rng.choice(('', ' is due', ' again', ' 2'))}"
+            for name in files
+        )
+        said = (
+            f"在{'、'.join(files)}里找到了{what}。"
+            if chinese
+            else rng.choice(
+                (f"{what} is in {_series(files)}.", f"I found {what} in {_series(files)}.")
+            )
+        )
+    return Exchange(request, (Step("search_files", arguments, text),), said)
+
+
+def write_task(rng: random.Random) -> Exchange:
+    pattern = rng.choice(sentences("files_write"))
+    chinese = not pattern.isascii()
+    path = path_of(rng, chinese)
+    text = rng.choice(words("notes_chinese" if chinese else "notes")).replace(";", ",")
+    if not chinese and rng.random() < 0.3:
+        text = filled(rng.choice(sentences("file_lines")), rng, values(rng))
+    if not chinese and rng.random() < 0.15:
+        text = ", ".join(rng.sample(words("foods"), rng.randint(2, 4)))
+    request = filled(careless(pattern.replace(" ?", ""), rng), rng, {"path": path, "text": text})
+    size = len(text.encode())
+    if rng.random() < 0.06:
+        result, said = rng.choice(
+            (
+                (
+                    f"error: {path} cannot be written: Permission denied",
+                    f"{path} could not be written: permission denied.",
+                ),
+                (
+                    NOT_APPROVED,
+                    f"{path} was not written: nobody approved it.",
+                ),
+            )
+        )
+    else:
+        result = f"{rng.choice(('wrote', 'wrote', 'replaced'))} {path} ({size} B)"
+        said = (
+            f"已保存到 {path}。"
+            if chinese
+            else rng.choice(
+                (f"I saved it in {path}.", f"Done, it is in {path}.", f"It is written to {path}.")
+            )
+        )
+    return Exchange(request, (Step("write_file", {"path": path, "text": text}, result),), said)

@@ -1,0 +1,396 @@
+"""Requests that hang together: follow-ups on what was said, and several calls for one request."""
+
+import random
+import re
+from collections.abc import Callable
+
+from trivium.llmos.calculator import calculate
+from trivium.recipes.tool_requests import files
+from trivium.recipes.tool_requests.files import listing, name_of_file, path_of
+from trivium.recipes.tool_requests.other_tools import DRAWS
+from trivium.recipes.tool_requests.patterns import careless, filled
+from trivium.recipes.tool_requests.stories import story
+from trivium.recipes.tool_requests.sums import plain_sum
+from trivium.recipes.tool_requests.tables import sentences, table, words
+from trivium.recipes.tool_requests.tasks import Exchange, Step, number_word, spoken_number
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+def _computed(form: str, values: dict[str, str]) -> Step:
+    expression = re.sub(r"\b[a-z]\b(?!\w)", lambda m: values.get(m[0], m[0]), form)
+    return Step("calculate", {"expression": expression}, str(calculate.function(expression)))
+
+
+def sum_and_more(rng: random.Random) -> list[Exchange]:
+    """A sum, then something of its result."""
+    while True:
+        first = plain_sum(rng, rng.random() < 0.1) if rng.random() < 0.5 else story(rng)
+        result = first.steps[0].result
+        if re.fullmatch(r"\d{1,7}(\.\d{1,4})?", result):
+            break
+    chinese = not first.request.isascii()
+    rows = [row for row in table("follow_up_sums") if row[0].isascii() != chinese] or list(
+        table("follow_up_sums")
+    )
+    pattern, form = rng.choice(rows)
+    values = {
+        "r": result,
+        "k": str(rng.randint(2, 12)),
+        "n": str(rng.randint(2, 300)),
+        "p": str(rng.choice((5, 10, 15, 19, 20, 25, 50))),
+    }
+    step = _computed(form, values)
+    said = spoken_number(step.result)
+    answer = (
+        f"是{said.replace('about ', '约')}。"
+        if chinese
+        else rng.choice((f"That is {said}.", f"{said}.", f"It is {said}."))
+    )
+    return [first, Exchange(filled(pattern, rng, values), (step,), answer)]
+
+
+def sum_and_save(rng: random.Random) -> list[Exchange]:
+    """The result of a sum goes into a file: in a second request, or in one with two calls."""
+    first, path = plain_sum(rng), path_of(rng)
+    result = spoken_number(first.steps[0].result).removeprefix("about ")
+    write = Step("write_file", {"path": path, "text": result}, f"wrote {path} ({len(result)} B)")
+    if rng.random() < 0.5:
+        request = filled(
+            "[Save|Write|Put] [that|the result|it] [in|to|into] {path}[.|]", rng, {"path": path}
+        )
+        return [first, Exchange(request, (write,), f"{result} is saved in {path}.")]
+    then = "and [save|write|put] the [result|answer] [in|to|into] {path}[.|]"
+    request = f"{first.request.rstrip('?. ')} {filled(then, rng, {'path': path})}"
+    return [
+        Exchange(
+            request,
+            (*first.steps, write),
+            f"{first.answer.rstrip('.')}, and it is saved in {path}.",
+        )
+    ]
+
+
+def two_sums(rng: random.Random) -> list[Exchange]:
+    """Two questions in one request."""
+    one, two = plain_sum(rng), plain_sum(rng)
+    between = rng.choice((" And ", " Also: ", " And then: "))
+    request = one.request.rstrip("?. ") + "?" + between + two.request[:1].lower() + two.request[1:]
+    results = [spoken_number(step.result) for step in (*one.steps, *two.steps)]
+    first, second = (str(step.arguments["expression"]) for step in (*one.steps, *two.steps))
+    return [
+        Exchange(
+            request,
+            (*one.steps, *two.steps),
+            f"{first} is {results[0]}, and {second} is {results[1]}.",
+        )
+    ]
+
+
+def _lines(rng: random.Random, count: int) -> list[str]:
+    return files.contents(rng, files.values(rng), count)
+
+
+def list_and_open(rng: random.Random) -> list[Exchange]:
+    """What files are there, then one of them by its place: in two requests or one."""
+    folder = rng.choice((".", rng.choice(words("folders"))))
+    names = sorted({name_of_file(rng) for _ in range(rng.randint(2, 5))})
+    text, arguments = listing(rng, folder, names), {} if folder == "." else {"path": folder}
+    place = rng.randrange(len(names))
+    name = names[place]
+    path = name if folder == "." else f"{folder}/{name}"
+    line = _lines(rng, 1)[0]
+    read = Step("read_file", {"path": path}, line)
+    look = Step("list_files", arguments, text)
+    slots = {
+        "folder": folder,
+        "ordinal": rng.choice(
+            (ORDINALS[place], "last" if place == len(names) - 1 else ORDINALS[place])
+        ),
+        "name": name.partition(".")[0],
+    }
+    if rng.random() < 0.6:
+        pattern = rng.choice(
+            sentences("files_list_all")[:6] if folder == "." else sentences("files_list")[:5]
+        )
+        asked = filled(careless(pattern, rng), rng, slots | {"name": name})
+        said = (
+            f"There are {number_word(len(names))} files: {', '.join(names[:-1])} and {names[-1]}."
+        )
+        said = f"Yes, {name} is there." if "a file called" in asked else said
+        if "Yes" in said:
+            slots["ordinal"] = slots["name"]
+        pattern = (
+            "[open|Open|show me|Read|what does|ok, read] the {ordinal} one[ say|]"
+            if "Yes" not in said
+            else "[Open it|What does it say?|read it|show it to me]"
+        )
+        return [
+            Exchange(asked, (look,), said),
+            Exchange(filled(pattern, rng, slots), (read,), f"{path} says: {line}"),
+        ]
+    where = "here" if folder == "." else f"in {folder}"
+    pattern = (
+        "[List|Look at|Look which files are] [the files |what is |]{where} "
+        "and [open|read|show me] the {ordinal} one[.|]"
+    )
+    return [
+        Exchange(
+            filled(pattern, rng, slots | {"where": where}),
+            (look, read),
+            f"The {slots['ordinal']} file is {name}. It says: {line}",
+        )
+    ]
+
+
+def find_and_open(rng: random.Random) -> list[Exchange]:
+    """Search for something and read the file that has it."""
+    what, path, line = rng.choice(words("searched")), path_of(rng), _lines(rng, 1)[0]
+    text = f"{line} {what}"
+    search = Step("search_files", {"pattern": what}, f"{path}:1: {text}")
+    read = Step("read_file", {"path": path}, text)
+    if rng.random() < 0.5:
+        request = filled(
+            "[Find|Search for] the file [that mentions|with|about] {what} "
+            "and [read it to me|show it|open it][.|]",
+            rng,
+            {"what": what},
+        )
+        return [Exchange(request, (search, read), f"{path} says: {text}")]
+    request = filled(rng.choice(sentences("files_search")[:3]), rng, {"what": what})
+    asked = filled(
+        "[Open it|Show me that file|read it|What else does it say?|Read the whole file][.|]",
+        rng,
+        {},
+    )
+    return [
+        Exchange(request, (search,), f"{what} is in {path}."),
+        Exchange(asked, (read,), f"{path} says: {text}"),
+    ]
+
+
+def read_and_compute(rng: random.Random) -> list[Exchange]:
+    """Numbers from a file."""
+    path = path_of(rng)
+    numbers = [
+        str(rng.choice((rng.randint(2, 900), round(rng.uniform(1, 90), 2))))
+        for _ in range(rng.randint(2, 5))
+    ]
+    labels = rng.sample(words("foods"), len(numbers))
+    text = "\n".join(
+        rng.choice((f"{label}: {n}",)) for label, n in zip(labels, numbers, strict=True)
+    )
+    form, pattern = rng.choice(
+        (
+            (
+                "sum",
+                "[Add up the numbers|What is the sum of the numbers|What do they cost together? "
+                "The prices are|What is the total of the prices] in {path}[?|.]",
+            ),
+            ("mean", "What is the average of the numbers in {path}?"),
+            ("max", "What is the largest number in {path}?"),
+        )
+    )
+    expression = " + ".join(numbers)
+    expression = {
+        "sum": expression,
+        "mean": f"({expression}) / {len(numbers)}",
+        "max": f"max({', '.join(numbers)})",
+    }[form]
+    step = Step("calculate", {"expression": expression}, str(calculate.function(expression)))
+    said = {"sum": "The sum is", "mean": "The average is", "max": "The largest is"}[form]
+    return [
+        Exchange(
+            filled(pattern, rng, {"path": path}),
+            (Step("read_file", {"path": path}, text), step),
+            f"{said} {spoken_number(step.result)}.",
+        )
+    ]
+
+
+def wrong_name(rng: random.Random) -> list[Exchange]:
+    """A file of nearly that name is there: it is tried again."""
+    path = path_of(rng)
+    folder, slash, name = path.rpartition("/")
+    stem, _, ending = name.partition(".")
+    wrong = (
+        folder
+        + slash
+        + rng.choice(
+            (
+                stem[:-1] + "." + ending,
+                stem + "s." + ending,
+                stem,
+                stem + "." + rng.choice(("txt", "md", "doc")),
+            )
+        )
+    )
+    if wrong == path:
+        return wrong_name(rng)
+    line = _lines(rng, 1)[0]
+    error = f"error: there is no {wrong} in the workspace; is it {path}?"
+    steps = (Step("read_file", {"path": wrong}, error), Step("read_file", {"path": path}, line))
+    request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": wrong})
+    return [Exchange(request, steps, f"There is no {wrong}, but {path} says: {line}")]
+
+
+def read_and_ask(rng: random.Random) -> list[Exchange]:
+    """A file, then a question about what it said: no call is needed."""
+    path, known = path_of(rng), files.values(rng)
+    line, question, answer = rng.choice(table("facts"))
+    lines = [*_lines(rng, rng.randint(0, 2)), filled(line, rng, known)]
+    rng.shuffle(lines)
+    read = Step("read_file", {"path": path}, "\n".join(lines))
+    question = filled(question, rng, known)
+    said = " ".join(text if text[-1] in ".!?" else f"{text}." for text in lines)
+    request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": path})
+    return [
+        Exchange(request, (read,), f"It says: {said}"),
+        Exchange(f"{question[:1].upper()}{question[1:]}?", (), filled(answer, rng, known)),
+    ]
+
+
+def same_again(rng: random.Random) -> list[Exchange]:
+    """`And what about b.txt?` after a.txt; likewise for folders."""
+    if rng.random() < 0.5:
+        paths = (path_of(rng), path_of(rng))
+        lines = _lines(rng, 2)
+        steps = [Step("read_file", {"path": p}, line) for p, line in zip(paths, lines, strict=True)]
+        request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": paths[0]})
+        answers = [f"{p} says: {line}" for p, line in zip(paths, lines, strict=True)]
+    else:
+        folders = rng.sample(words("folders"), 2)
+        names = [[name_of_file(rng)] for _ in folders]
+        steps = [
+            Step("list_files", {"path": f}, listing(rng, f, n))
+            for f, n in zip(folders, names, strict=True)
+        ]
+        request = filled(
+            rng.choice(sentences("files_list")[:5]), rng, {"folder": folders[0], "name": ""}
+        )
+        answers = [f"There is one file: {n[0]}." for n in names]
+    other = str(steps[1].arguments["path"])
+    again = filled("[And|and|What about|And what about|and in] {x}?", rng, {"x": other})
+    return [Exchange(request, (steps[0],), answers[0]), Exchange(again, (steps[1],), answers[1])]
+
+
+def picture_and_more(rng: random.Random) -> list[Exchange]:
+    """Draw, then change or cut out: in one request or two."""
+    scene, change, thing = (DRAWS[name](rng) for name in ("scene", "change", "object"))
+    path, second = f"picture-{rng.randint(1, 99)}.png", f"edited-{rng.randint(1, 99)}.png"
+    draw = Step("draw_picture", {"prompt": scene}, path)
+    if rng.random() < 0.5:
+        then, after = (
+            Step("edit_picture", {"path": path, "instruction": change}, second),
+            f"The changed picture is {second}.",
+        )
+        asked = filled("[Now |Please |]{change}[.|]", rng, {"change": change})
+    else:
+        second = f"cutout-{rng.randint(1, 99)}.png"
+        then, after = (
+            Step("cut_out", {"path": path, "what": thing}, second),
+            f"The {thing} is in {second}.",
+        )
+        asked = filled(
+            "[Cut out the {thing}|Now cut the {thing} out|I only need the {thing}, cut it out][.|]",
+            rng,
+            {"thing": thing},
+        )
+    request = filled("[Draw|Make a picture of|Paint] {scene}", rng, {"scene": scene})
+    if rng.random() < 0.4:
+        return [Exchange(f"{request}, then {asked[:1].lower()}{asked[1:]}", (draw, then), after)]
+    return [
+        Exchange(f"{request}.", (draw,), f"Here is your picture: {path}"),
+        Exchange(asked[:1].upper() + asked[1:], (then,), after),
+    ]
+
+
+def known_before(rng: random.Random) -> list[Exchange]:
+    """Something was said in plain words, and is needed now."""
+    names = [name_of_file(rng) for _ in range(rng.randint(2, 4))]
+    place, path = rng.randrange(len(names)), path_of(rng)
+    kind = rng.randrange(3)
+    if kind == 0:
+        numbered = ", ".join(f"{i}. {name}" for i, name in enumerate(names, start=1))
+        before = Exchange(
+            "which documents are in this folder?",
+            (),
+            f"There are {number_word(len(names))}: {numbered}",
+            learnt=False,
+        )
+        line = _lines(rng, 1)[0]
+        request = filled(
+            "[ok |Please |][show me|open|read] "
+            "[the {ordinal} one|number {n}|the {ordinal}][.|, please|]",
+            rng,
+            {"ordinal": ORDINALS[place], "n": str(place + 1)},
+        )
+        step, said = Step("read_file", {"path": names[place]}, line), f"{names[place]} says: {line}"
+    elif kind == 1:
+        before = Exchange(
+            filled(
+                "[I saved my text as|My file is called|The draft is in] {path}.",
+                rng,
+                {"path": path},
+            ),
+            (),
+            rng.choice(("Good to know.", "OK.", "Great!")),
+            learnt=False,
+        )
+        line = _lines(rng, 1)[0]
+        request = filled(
+            "[Open it|What does it say?|Read it[ to me|]|Can you show it to me?|Summarise it][.|]",
+            rng,
+            {},
+        )
+        step, said = Step("read_file", {"path": path}, line), f"It says: {line}"
+    else:
+        a, b = str(rng.randint(20, 900)), str(rng.randint(5, 300))
+        before = Exchange(
+            filled(
+                "[My rent is {a} and the phone {b}.|I had {a} euros and spent {b}.|"
+                "We have {a} seats and {b} guests.]",
+                rng,
+                {"a": a, "b": b},
+            ),
+            (),
+            rng.choice(("I see.", "Thank you for telling me.", "OK.")),
+            learnt=False,
+        )
+        sign = "+" if "rent" in before.request else "-"
+        request = {
+            "+": "[How much is that together?|What is the sum?|Add them up.]",
+            "-": "[How much is left?|What is the difference?|How many are left?]",
+        }[sign]
+        expression = f"{a} {sign} {b}"
+        result = str(calculate.function(expression))
+        if result.startswith("-"):
+            return known_before(rng)
+        request, step, said = (
+            filled(request, rng, {}),
+            Step("calculate", {"expression": expression}, result),
+            f"That is {result}.",
+        )
+    return [before, Exchange(request, (step,), said)]
+
+
+LINKED: tuple[tuple[int, Callable[[random.Random], list[Exchange]]], ...] = (
+    (7, sum_and_more),
+    (3, sum_and_save),
+    (3, two_sums),
+    (5, list_and_open),
+    (3, find_and_open),
+    (3, read_and_compute),
+    (2, wrong_name),
+    (3, read_and_ask),
+    (3, same_again),
+    (2, picture_and_more),
+    (4, known_before),
+)
+
+
+def linked(rng: random.Random) -> list[Exchange]:
+    """One or two requests, of which the second needs the first."""
+    weights, makers = zip(*LINKED, strict=True)
+    maker: Callable[[random.Random], list[Exchange]] = rng.choices(makers, weights)[0]
+    return maker(rng)

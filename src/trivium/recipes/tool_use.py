@@ -1,0 +1,191 @@
+"""Teach the default model to use its tools, from conversations made on the spot.
+
+It gives a LoRA adapter, as `trivium.llmos.shipped` loads it. The data are those of
+`trivium.recipes.tool_requests`: word problems, sums, files, code, tools of other people, requests
+that need none. Only what the assistant says is learnt, calls with their end and answers. Plain
+answers are the untrained model's own (self-distillation: Yang et al. 2024), so that it still talks
+as it did.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trivium import hub, models
+from trivium.files import read_json_lines, write_atomic
+from trivium.language.adapters import CONFIG, add_lora, save_adapter
+from trivium.language.chat_template import ChatTemplate
+from trivium.language.losses import next_token
+from trivium.language.pretrained import LanguageModel
+from trivium.language.tokenizer import Tokenizer
+from trivium.nn.lora import LoRALinear, lora_layers
+from trivium.recipes.config import RecipeConfig
+from trivium.recipes.run import Run
+from trivium.recipes.tool_requests import rows as data
+from trivium.recipes.tool_requests.dialogues import dialogues
+from trivium.recipes.tool_requests.replay import Reply, replies
+from trivium.train import TrainConfig, train
+
+TEMPLATE = Path(data.__file__).parent / "chat_template.jinja"
+REPLIES = "replies.jsonl"
+HELD_OUT = 6  # rows, of another seed
+
+
+@dataclass(frozen=True)
+class Config(RecipeConfig):
+    model: str = hub.DEFAULT  # whose chat template is ChatML
+    steps: int = 700  # one row each
+    length: int = 1024  # tokens of a row
+    rank: int = 16  # of the adapter
+    skipped: int = 6  # blocks at the bottom that stay as they are
+    learning_rate: float = 1.5e-3  # at its peak
+    plain: int = 1200  # answers of the untrained model that are learnt again
+    evaluate_every: int = 100  # steps
+
+
+@dataclass(frozen=True)
+class Made:
+    """The data, as a run records them."""
+
+    rows: data.Rows
+    seed: int
+
+    @property
+    def description(self) -> str:
+        tokens, learnt = self.rows.counts()
+        return (
+            f"made-up conversations with tools, seed {self.seed}: {len(self.rows):,} rows, "
+            f"{tokens:,} tokens, {learnt:,} of them learnt"
+        )
+
+    @property
+    def hash(self) -> str:
+        return self.rows.hash
+
+
+def main(config: Config) -> dict[str, Any]:
+    run = Run.start(config)
+    if run.results is not None:
+        return run.results
+    path = hub.find(config.model)
+    loaded = models.load(path, device=str(run.device), precision="bfloat16")
+    template = ChatTemplate(TEMPLATE.read_text())
+    plain = _plain(run, config, path)
+    made = _rows(config, loaded.tokenizer, template, plain, config.seed, config.steps)
+    run.data(Made(made, config.seed), licence="made by this recipe")
+    held_out = _rows(config, loaded.tokenizer, template, plain, config.seed + 1, HELD_OUT)
+    adapt(loaded, config)
+    settings = TrainConfig(
+        steps=len(made),
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+        schedule="wsd",
+        cooldown=0.35,
+        warmup=min(25, config.steps // 4),
+        final=0.03,
+        precision="bfloat16",
+        save_every=40,
+        seed=config.seed,
+        device=config.device,
+    )
+    if config.dry_run:
+        return run.estimate(loaded.model, next_token, made, settings)
+    loss = held_out_loss(loaded.model, held_out)
+    run.evaluated(0, held_out_loss=loss)
+    for step in run.steps(
+        train(loaded.model, next_token, made, settings, folder=run.folder), settings
+    ):
+        if step.number % config.evaluate_every == 0 or step.last:
+            loss = held_out_loss(loaded.model, held_out)
+            run.evaluated(step.number, held_out_loss=loss)
+    if run.first:
+        write_adapter(loaded, run.folder, config)
+    return run.finish({"loss on held-out conversations": loss}, limits=LIMITS)
+
+
+LIMITS = (
+    "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
+    "knows the built-in tools best. Results come from the calculator, but which sum is asked for "
+    "is the model's guess: check what matters."
+)
+
+
+def adapt(loaded: LanguageModel, config: Config) -> None:
+    """Give the model an adapter on all but its first blocks. Those cost as much as the others, and
+    the gradient need not go that far down without them."""
+    torch.manual_seed(config.seed)
+    add_lora(loaded.model, config.rank, 2.0 * config.rank)
+    for name, layer in list(lora_layers(loaded.model)):
+        if int(name.split(".")[1]) < config.skipped:
+            parent, _, child = name.rpartition(".")
+            setattr(loaded.model.get_submodule(parent), child, layer.base)
+    loaded.model.train()
+
+
+def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
+    """What the untrained model says, kept in the run's folder: it takes minutes."""
+    kept = run.folder / REPLIES
+    if config.dry_run:
+        return [Reply((), "Hello!", "Hello! How can I help you today?", True)]
+    found = []
+    if kept.is_file():
+        for record in read_json_lines(kept, skip_broken=True):
+            past = tuple((asked, said) for asked, said in record["past"])
+            found.append(Reply(past, record["request"], record["answer"], record["whole"]))
+    if len(found) < config.plain:
+        found = []
+        with run.progress("answers of the untrained model", config.plain) as bar:
+            for reply in replies(models.load(path), config.plain, config.seed + 1):
+                found.append(reply)
+                bar.show(len(found), "")
+        lines = [json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in found]
+        write_atomic(kept, "".join(lines))
+    return found
+
+
+def _rows(
+    config: Config,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    plain: Sequence[Reply],
+    seed: int,
+    count: int,
+) -> data.Rows:
+    made = data.packed(dialogues(seed, plain), template, tokenizer, config.length)
+    return data.Rows(islice(made, count))
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, rows: data.Rows) -> float:
+    """Nats per token that the assistant says."""
+    model.eval()
+    device = next(model.parameters()).device
+    total = weight = 0.0
+    with torch.autocast(device.type, torch.bfloat16):
+        for row in rows.all():
+            loss = next_token(model, {name: value.to(device) for name, value in row.items()})
+            total, weight = total + float(loss.total), weight + float(loss.weight)
+    model.train()
+    return total / weight
+
+
+def write_adapter(loaded: LanguageModel, folder: Path, config: Config) -> None:
+    """The adapter in bfloat16, with its chat template; it names the blocks that have changes."""
+    for _, layer in lora_layers(loaded.model):
+        assert isinstance(layer, LoRALinear)
+        layer.parts.to(torch.bfloat16)
+    save_adapter(loaded.model, folder, base=config.model)
+    written = json.loads((folder / CONFIG).read_text())
+    blocks = len(loaded.model.layers)
+    written["layers_to_transform"] = list(range(config.skipped, blocks))
+    write_atomic(folder / CONFIG, json.dumps(written, indent=2) + "\n")
+    shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")

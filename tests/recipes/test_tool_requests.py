@@ -1,0 +1,191 @@
+"""The made-up conversations: what is asked, called and said belongs together."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from trivium.data import IGNORE
+from trivium.language.chat_template import ChatTemplate
+from trivium.language.tokenizer import Tokenizer
+from trivium.llmos.calculator import calculate
+from trivium.recipes.tool_requests import code, files, linked, other_tools, stories, sums, talk
+from trivium.recipes.tool_requests.dialogues import Dialogue, dialogues
+from trivium.recipes.tool_requests.patterns import Subject, filled
+from trivium.recipes.tool_requests.replay import Reply
+from trivium.recipes.tool_requests.rows import encoded, packed
+from trivium.recipes.tool_requests.tables import table
+from trivium.recipes.tool_requests.tasks import Exchange, spoken_number
+from trivium.recipes.tool_use import TEMPLATE
+
+ROOT = Path(__file__).parents[2]
+PLAIN = [
+    Reply((), "Hello!", "Hello, how can I help?", True),
+    Reply((), "Tell me a story.", "Once upon a time", False),
+    Reply((("Hi", "Hello!"),), "Thanks", "You are welcome.", True),
+]
+MAKERS: dict[str, Callable[[random.Random], list[Exchange]]] = {
+    "story": lambda rng: [stories.story(rng)],
+    "sum": lambda rng: [sums.plain_sum(rng)],
+    "sum in Chinese": lambda rng: [sums.plain_sum(rng, chinese=True)],
+    "story in Chinese": lambda rng: [sums.chinese_story(rng)],
+    "python": lambda rng: [code.python_task(rng)],
+    "terminal": lambda rng: [code.terminal_task(rng)],
+    "read": lambda rng: [files.read_task(rng)],
+    "list": lambda rng: [files.list_task(rng)],
+    "search": lambda rng: [files.search_task(rng)],
+    "write": lambda rng: [files.write_task(rng)],
+    "other tools": lambda rng: [other_tools.other_task(rng)],
+    "linked": linked.linked,
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+def test_nothing_is_left_of_the_patterns(maker: Callable[..., list[Exchange]]) -> None:
+    rng = random.Random(3)
+    for _ in range(150):
+        for exchange in maker(rng):
+            assert exchange.request and exchange.answer
+            for text in (exchange.request, exchange.answer):
+                assert not re.search(r"\{[a-z]\w*\}|<\w*/\w*>|  ", text), text
+            assert not re.search(r"\[[^\]]*\|", exchange.request) or "|" in json.dumps(
+                [dict(step.arguments) for step in exchange.steps]
+            )
+
+
+@pytest.mark.parametrize("name", [*stories.TABLES])
+def test_every_row_of_the_stories_can_be_told(name: str) -> None:
+    for row in table(name):
+        assert len(row) == 4, row
+        rng = random.Random(1)
+        shown, digits = stories._drawn(row[0], row[2], rng)
+        expression = stories._with_digits(row[2], digits)
+        assert re.fullmatch(r"[\d.+*/() -]+|floor\(.*\)|pi .*", expression), expression
+        calculate.function(expression)
+
+
+def test_sums_are_right_and_their_numbers_are_those_of_the_request() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        exchange = stories.story(rng)
+        (step,) = exchange.steps
+        assert calculate.function(step.arguments["expression"]) == step.result
+        said = spoken_number(step.result)
+        assert said.removeprefix("about ") in exchange.answer.replace(",", "")
+        assert ("about" in exchange.answer) == said.startswith("about ")
+        asked = exchange.request.replace(",", "")
+        missing = [
+            number
+            for number in re.findall(r"\d+\.\d+", str(step.arguments["expression"]))
+            if number not in asked and not any(number in c for c in stories.CONVERSIONS)
+        ]
+        assert missing in ([], ["1.5"]), (exchange.request, step)
+
+
+@pytest.mark.parametrize("maker", ["read", "list", "search", "write"])
+def test_names_and_texts_are_copied_as_they_are(maker: str) -> None:
+    rng = random.Random(7)
+    for _ in range(200):
+        (exchange,) = MAKERS[maker](rng)
+        for step in exchange.steps:
+            for value in step.arguments.values():
+                assert all(part in exchange.request for part in str(value).rsplit("/", 1))
+
+
+def test_python_code_is_run() -> None:
+    rng = random.Random(2)
+    for _ in range(100):
+        (step,) = code.python_task(rng).steps
+        assert code._run(str(step.arguments["code"])) == step.result
+
+
+def some(count: int, seed: int = 0) -> list[Dialogue]:
+    return list(islice(dialogues(seed, PLAIN), count))
+
+
+def test_only_tools_on_the_list_are_called() -> None:
+    called = set()
+    for dialogue in some(300):
+        offered = {tool["function"]["name"] for tool in dialogue.tools}
+        for message in dialogue.messages:
+            for call in message.get("tool_calls", ()):
+                assert call["function"]["name"] in offered
+                called.add(call["function"]["name"])
+    ours = {"calculate", "python", "terminal", "read_file", "write_file"}
+    assert called > ours | {"list_files", "search_files"} | other_tools.OURS_NEXT
+
+
+def test_a_seed_is_a_set_of_conversations() -> None:
+    """In another process too, where sets have another order."""
+    program = (
+        "import json, sys; from tests.recipes.test_tool_requests import some; "
+        "print(json.dumps([d.messages for d in some(40)]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(ran.stdout) == [d.messages for d in some(40)]
+    assert some(3, seed=1) != some(3)
+
+
+# -- tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    texts = [json.dumps(d.messages, ensure_ascii=False) for d in some(30)]
+    return Tokenizer.train(texts, 700, special=["<|im_start|>", "<|im_end|>"])
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(TEMPLATE.read_text())
+
+
+def test_what_the_assistant_says_is_learnt(tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    for dialogue in some(60):
+        ids, targets = encoded(dialogue, template, tokenizer)
+        learnt = tokenizer.decode([t for t in targets if t != IGNORE], skip_special=False)
+        said = []
+        for message in dialogue.messages:
+            if message["role"] == "assistant" and message.get("weight", 1):
+                calls = [c["function"] for c in message.get("tool_calls", ())]
+                said += [
+                    f'<tool_call>\n{{"name": "{c["name"]}", "arguments": {c["arguments"]}}}\n'
+                    "</tool_call>"
+                    for c in calls
+                ] or [message["content"]]
+        whole = "".join(f"{text}<|im_end|>" for text in said)
+        assert learnt == (whole if dialogue.whole else whole.removesuffix("<|im_end|>"))
+        assert all(t in (IGNORE, n) for t, n in zip(targets, [*ids[1:], IGNORE], strict=True))
+
+
+def test_rows_hold_whole_conversations(tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    made = list(islice(packed(dialogues(0, PLAIN), template, tokenizer, 900), 8))
+    start = tokenizer.encode("<|im_start|>system", special=True)
+    for row in made:
+        ids, segments = row["ids"][0].tolist(), row["segments"][0].tolist()
+        assert len(ids) <= 900 and segments == sorted(segments)
+        for number in set(segments):
+            assert ids[segments.index(number) :][: len(start)] == start
+    assert sum(len(set(row["segments"][0].tolist())) for row in made) > len(made)
+
+
+def test_subjects_have_their_verbs() -> None:
+    text = "{Who} <buy/buys> it, since {they} <like/likes> {their} [cat|cat]."
+    she = Subject("my aunt", "she", "her", True)
+    told = filled(text, random.Random(0), {}, she)
+    assert told == "My aunt buys it, since she likes her cat."
+
+
+def test_talk_needs_no_tool() -> None:
+    rng = random.Random(0)
+    texts = {talk.talk(rng) for _ in range(300)} | {talk.follow_up(rng) for _ in range(60)}
+    assert len(texts) > 250
+    assert not any(re.search(r"[{}\[\]|]", text) for text in texts)
