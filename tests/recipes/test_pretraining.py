@@ -123,7 +123,7 @@ def test_everything_follows_from_the_depth(base: str, book: str) -> None:
         assert size == plan.accumulate * rows * 32
         tokens = plan.steps * size
         assert tokens <= 1.1 * min(20 * parameters, 4 * text.tokens)
-        assert plan.learning_rate == pytest.approx(0.02 / math.sqrt(depth / 4))
+        assert plan.learning_rate == pytest.approx(0.005 / math.sqrt(depth / 4))
 
 
 @pytest.mark.parametrize(

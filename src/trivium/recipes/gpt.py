@@ -8,7 +8,7 @@ The blocks are those of today's models: RMSNorm, rotary positions, SwiGLU, no bi
              beyond which repeating it teaches little (Muennighoff et al. 2023)
     step     4·√tokens tokens, as a power of 2, since the batch that pays grows with the data
              (Zhang et al. 2024)
-    rate     2e-2 / √(depth / 4) for muon, 3e-3 / √(depth / 4) for adamw
+    rate     5e-3 / √(depth / 4) for muon, 3e-3 / √(depth / 4) for adamw
 """
 
 import math
@@ -23,7 +23,7 @@ from trivium.recipes.text_run import TextConfig, evaluated_every, run_text
 from trivium.train import TrainConfig, world_size
 
 TOKENS_PER_PARAMETER = 20
-RATES = {"muon": 2e-2, "adamw": 3e-3}
+RATES = {"muon": 5e-3, "adamw": 3e-3}
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Config(RecipeConfig):
     context: int = 128  # tokens of a window
     vocab_size: int = 1024  # of the tokenizer that is made from the data
     batch: int = 2048  # tokens of a step
-    learning_rate: float = 2e-2  # at its peak; muon's steps are alike for all widths
+    learning_rate: float = 1e-2  # at its peak; muon's steps are alike for all widths
     bootstrap: int = 200  # resampled fits, for the intervals
 
 
