@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from trivium.data import IGNORE
-from trivium.language.chat_template import ChatTemplate
 from trivium.language.tokenizer import Tokenizer
 from trivium.llmos.calculator import calculate
 from trivium.recipes.tool_requests import code, files, linked, other_tools, stories, sums, talk
 from trivium.recipes.tool_requests.dialogues import Dialogue, dialogues
 from trivium.recipes.tool_requests.patterns import Subject, filled
 from trivium.recipes.tool_requests.replay import Reply
-from trivium.recipes.tool_requests.rows import encoded, packed
 from trivium.recipes.tool_requests.tables import table
 from trivium.recipes.tool_requests.tasks import Exchange, spoken_number
-from trivium.recipes.tool_use import TEMPLATE
+from trivium.recipes.tool_use import Spelling
 
 ROOT = Path(__file__).parents[2]
 PLAIN = [
@@ -140,18 +137,18 @@ def test_a_seed_is_a_set_of_conversations() -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     texts = [json.dumps(d.messages, ensure_ascii=False) for d in some(30)]
-    return Tokenizer.train(texts, 700, special=["<|im_start|>", "<|im_end|>"])
+    return Tokenizer.train(texts, 700)
 
 
 @pytest.fixture(scope="module")
-def template() -> ChatTemplate:
-    return ChatTemplate(TEMPLATE.read_text())
+def spelling(tokenizer: Tokenizer) -> Spelling:
+    return Spelling(tokenizer, PLAIN)
 
 
-def test_what_the_assistant_says_is_learnt(tokenizer: Tokenizer, template: ChatTemplate) -> None:
+def test_what_the_assistant_says_is_learnt(spelling: Spelling, tokenizer: Tokenizer) -> None:
     for dialogue in some(60):
-        ids, targets = encoded(dialogue, template, tokenizer)
-        learnt = tokenizer.decode([t for t in targets if t != IGNORE], skip_special=False)
+        ids, marks = spelling(dialogue.messages, dialogue.tools)
+        learnt = [token for token, mark in zip(ids, marks, strict=True) if mark]
         said = []
         for message in dialogue.messages:
             if message["role"] == "assistant" and message.get("weight", 1):
@@ -162,19 +159,8 @@ def test_what_the_assistant_says_is_learnt(tokenizer: Tokenizer, template: ChatT
                     for c in calls
                 ] or [message["content"]]
         whole = "".join(f"{text}<|im_end|>" for text in said)
-        assert learnt == (whole if dialogue.whole else whole.removesuffix("<|im_end|>"))
-        assert all(t in (IGNORE, n) for t, n in zip(targets, [*ids[1:], IGNORE], strict=True))
-
-
-def test_rows_hold_whole_conversations(tokenizer: Tokenizer, template: ChatTemplate) -> None:
-    made = list(islice(packed(dialogues(0, PLAIN), template, tokenizer, 900), 8))
-    start = tokenizer.encode("<|im_start|>system", special=True)
-    for row in made:
-        ids, segments = row["ids"][0].tolist(), row["segments"][0].tolist()
-        assert len(ids) <= 900 and segments == sorted(segments)
-        for number in set(segments):
-            assert ids[segments.index(number) :][: len(start)] == start
-    assert sum(len(set(row["segments"][0].tolist())) for row in made) > len(made)
+        expected = whole if dialogue.whole else whole.removesuffix("<|im_end|>")
+        assert tokenizer.decode(learnt, skip_special=False) == expected
 
 
 def test_subjects_have_their_verbs() -> None:

@@ -10,65 +10,55 @@ as it did.
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trivium import hub, models
+from trivium.data import ConversationBatches, Conversations, conversations
+from trivium.errors import UsageError
 from trivium.files import read_json_lines, write_atomic
 from trivium.language.adapters import CONFIG, add_lora, save_adapter
 from trivium.language.chat_template import ChatTemplate
-from trivium.language.losses import next_token
+from trivium.language.losses import masked_token
 from trivium.language.pretrained import LanguageModel
+from trivium.language.rendering import render
 from trivium.language.tokenizer import Tokenizer
 from trivium.nn.lora import LoRALinear, lora_layers
+from trivium.recipes import tool_requests
 from trivium.recipes.config import RecipeConfig
 from trivium.recipes.run import Run
-from trivium.recipes.tool_requests import rows as data
 from trivium.recipes.tool_requests.dialogues import dialogues
 from trivium.recipes.tool_requests.replay import Reply, replies
 from trivium.train import TrainConfig, train
 
-TEMPLATE = Path(data.__file__).parent / "chat_template.jinja"
+TEMPLATE = Path(tool_requests.__file__).parent / "chat_template.jinja"
 REPLIES = "replies.jsonl"
-HELD_OUT = 6  # rows, of another seed
+HELD_OUT = 12  # conversations, of another seed
+DRY = 20
+LIMITS = (
+    "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
+    "knows the built-in tools best. Results come from the calculator, but which sum is asked for "
+    "is the model's guess: check what matters."
+)
 
 
 @dataclass(frozen=True)
 class Config(RecipeConfig):
     model: str = hub.DEFAULT  # whose chat template is ChatML
-    steps: int = 700  # one row each
+    steps: int = 820  # one row each
     length: int = 1024  # tokens of a row
+    conversations: int = 2000  # that are made, of one to seven requests
+    plain: int = 1200  # answers of the untrained model that are learnt again
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
-    learning_rate: float = 1.5e-3  # at its peak
-    plain: int = 1200  # answers of the untrained model that are learnt again
+    learning_rate: float = 1.5e-3
     evaluate_every: int = 100  # steps
-
-
-@dataclass(frozen=True)
-class Made:
-    """The data, as a run records them."""
-
-    rows: data.Rows
-    seed: int
-
-    @property
-    def description(self) -> str:
-        tokens, learnt = self.rows.counts()
-        return (
-            f"made-up conversations with tools, seed {self.seed}: {len(self.rows):,} rows, "
-            f"{tokens:,} tokens, {learnt:,} of them learnt"
-        )
-
-    @property
-    def hash(self) -> str:
-        return self.rows.hash
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -77,14 +67,33 @@ def main(config: Config) -> dict[str, Any]:
         return run.results
     path = hub.find(config.model)
     loaded = models.load(path, device=str(run.device), precision="bfloat16")
-    template = ChatTemplate(TEMPLATE.read_text())
     plain = _plain(run, config, path)
-    made = _rows(config, loaded.tokenizer, template, plain, config.seed, config.steps)
-    run.data(Made(made, config.seed), licence="made by this recipe")
-    held_out = _rows(config, loaded.tokenizer, template, plain, config.seed + 1, HELD_OUT)
+    count = DRY if config.dry_run else config.conversations
+    corpus = conversations(_made(plain, config.seed, count), name="conversations with tools")
+    held_out = conversations(_made(plain, config.seed + 1, HELD_OUT))
+    run.data(corpus, licence="made by this recipe")
+    batches = _batches(corpus, loaded, plain, config, seed=config.seed)
     adapt(loaded, config)
-    settings = TrainConfig(
-        steps=len(made),
+    plan = _plan(config)
+    if config.dry_run:
+        return run.estimate(loaded.model, masked_token, batches, plan)
+    held_rows = list(_batches(held_out, loaded, plain, config, seed=None, epochs=1))
+    loss = held_out_loss(loaded.model, held_rows)
+    run.evaluated(0, held_out_loss=loss)
+    for step in run.steps(
+        train(loaded.model, masked_token, batches, plan, folder=run.folder), plan
+    ):
+        if step.number % config.evaluate_every == 0 or step.last:
+            loss = held_out_loss(loaded.model, held_rows)
+            run.evaluated(step.number, held_out_loss=loss)
+    if run.first:
+        write_adapter(loaded, run.folder, config)
+    return run.finish({"loss on held-out conversations": loss}, limits=LIMITS)
+
+
+def _plan(config: Config) -> TrainConfig:
+    return TrainConfig(
+        steps=config.steps,
         learning_rate=config.learning_rate,
         weight_decay=0.0,
         betas=(0.9, 0.98),
@@ -97,45 +106,16 @@ def main(config: Config) -> dict[str, Any]:
         seed=config.seed,
         device=config.device,
     )
-    if config.dry_run:
-        return run.estimate(loaded.model, next_token, made, settings)
-    loss = held_out_loss(loaded.model, held_out)
-    run.evaluated(0, held_out_loss=loss)
-    for step in run.steps(
-        train(loaded.model, next_token, made, settings, folder=run.folder), settings
-    ):
-        if step.number % config.evaluate_every == 0 or step.last:
-            loss = held_out_loss(loaded.model, held_out)
-            run.evaluated(step.number, held_out_loss=loss)
-    if run.first:
-        write_adapter(loaded, run.folder, config)
-    return run.finish({"loss on held-out conversations": loss}, limits=LIMITS)
 
 
-LIMITS = (
-    "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
-    "knows the built-in tools best. Results come from the calculator, but which sum is asked for "
-    "is the model's guess: check what matters."
-)
-
-
-def adapt(loaded: LanguageModel, config: Config) -> None:
-    """Give the model an adapter on all but its first blocks. Those cost as much as the others, and
-    the gradient need not go that far down without them."""
-    torch.manual_seed(config.seed)
-    add_lora(loaded.model, config.rank, 2.0 * config.rank)
-    for name, layer in list(lora_layers(loaded.model)):
-        if int(name.split(".")[1]) < config.skipped:
-            parent, _, child = name.rpartition(".")
-            setattr(loaded.model.get_submodule(parent), child, layer.base)
-    loaded.model.train()
+# -- data -----------------------------------------------------------------------------------------
 
 
 def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     """What the untrained model says, kept in the run's folder: it takes minutes."""
-    kept = run.folder / REPLIES
     if config.dry_run:
         return [Reply((), "Hello!", "Hello! How can I help you today?", True)]
+    kept = run.folder / REPLIES
     found = []
     if kept.is_file():
         for record in read_json_lines(kept, skip_broken=True):
@@ -152,27 +132,71 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     return found
 
 
-def _rows(
-    config: Config,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
+def _made(plain: Sequence[Reply], seed: int, count: int) -> list[dict[str, Any]]:
+    """Conversations as records."""
+    made = islice(dialogues(seed, plain), count)
+    return [{"messages": d.messages, "tools": d.tools or None} for d in made]
+
+
+class Spelling:
+    """Conversations as tokens. The last answer of some was cut: it has no end that is learnt."""
+
+    def __init__(self, tokenizer: Tokenizer, plain: Sequence[Reply]) -> None:
+        self._tokenizer, self._template = tokenizer, ChatTemplate(TEMPLATE.read_text())
+        self._cut = {reply.answer for reply in plain if not reply.whole}
+
+    def __call__(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any
+    ) -> tuple[list[int], list[bool]]:
+        ids, learnt = render(self._tokenizer, self._template, messages, tools)
+        if messages[-1].get("content") in self._cut:
+            learnt[len(learnt) - 1 - learnt[::-1].index(True)] = False
+        return ids, learnt
+
+
+def _batches(
+    corpus: Conversations,
+    loaded: LanguageModel,
     plain: Sequence[Reply],
-    seed: int,
-    count: int,
-) -> data.Rows:
-    made = data.packed(dialogues(seed, plain), template, tokenizer, config.length)
-    return data.Rows(islice(made, count))
+    config: Config,
+    **order: Any,
+) -> ConversationBatches:
+    spelling = Spelling(loaded.tokenizer, plain)
+    filler = loaded.tokenizer.control_tokens["<|im_end|>"]
+    return ConversationBatches(
+        corpus, spelling, rows=1, length=config.length, filler=filler, too_long="drop", **order
+    )
+
+
+# -- the adapter ----------------------------------------------------------------------------------
+
+
+def adapt(loaded: LanguageModel, config: Config) -> None:
+    """Give the model an adapter on all but its first blocks. Those cost as much as the others, and
+    without them the gradient need not go that far down."""
+    blocks = len(loaded.model.layers)
+    if not 0 <= config.skipped < blocks:
+        raise UsageError(
+            f"skipped={config.skipped}: the model has {blocks} blocks, one must be left"
+        )
+    torch.manual_seed(config.seed)
+    add_lora(loaded.model, config.rank, 2.0 * config.rank)
+    for name, layer in list(lora_layers(loaded.model)):
+        if int(name.split(".")[1]) < config.skipped:
+            parent, _, child = name.rpartition(".")
+            setattr(loaded.model.get_submodule(parent), child, layer.base)
+    loaded.model.train()
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, rows: data.Rows) -> float:
+def held_out_loss(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """Nats per token that the assistant says."""
     model.eval()
     device = next(model.parameters()).device
     total = weight = 0.0
     with torch.autocast(device.type, torch.bfloat16):
-        for row in rows.all():
-            loss = next_token(model, {name: value.to(device) for name, value in row.items()})
+        for batch in batches:
+            loss = masked_token(model, {name: value.to(device) for name, value in batch.items()})
             total, weight = total + float(loss.total), weight + float(loss.weight)
     model.train()
     return total / weight
@@ -185,7 +209,6 @@ def write_adapter(loaded: LanguageModel, folder: Path, config: Config) -> None:
         layer.parts.to(torch.bfloat16)
     save_adapter(loaded.model, folder, base=config.model)
     written = json.loads((folder / CONFIG).read_text())
-    blocks = len(loaded.model.layers)
-    written["layers_to_transform"] = list(range(config.skipped, blocks))
+    written["layers_to_transform"] = list(range(config.skipped, len(loaded.model.layers)))
     write_atomic(folder / CONFIG, json.dumps(written, indent=2) + "\n")
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")

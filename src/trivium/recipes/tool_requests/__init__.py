@@ -1,12 +1,11 @@
 """Made-up conversations from which a small model learns to use tools.
 
-    patterns     sentences with choices and slots       words        what fills them
-    stories      word problems (_money, _measure)       sums         sums that are spelled out
+    patterns     sentences with choices and slots       tables       sentences, and words for slots
+    stories      word problems                          sums         sums that are spelled out
     files        read, list, search, write              code         python and terminal
     other_tools  what a person may bring along          linked       follow-ups, several calls
     talk         what needs no tool                     replay       what the untrained model says
     tasks        a request, its calls, its answer       dialogues    several of them and a tool list
-    rows         conversations as rows of tokens
 
 Everything follows from a seed. Nobody's data are in it: requests, files and results are made up,
 sums are computed by the calculator, code is run, and plain answers are the model's own.

@@ -1,0 +1,86 @@
+"""The recipe that teaches tools, on a model that knows nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trivium import checkpoint, models
+from trivium.errors import UsageError
+from trivium.language.adapters import read_adapter
+from trivium.language.chat_template import ChatTemplate
+from trivium.language.tokenizer import Tokenizer
+from trivium.language.transformer import Transformer, TransformerConfig
+from trivium.recipes.run import Run
+from trivium.recipes.tool_use import REPLIES, TEMPLATE, Config, _plain, main
+
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = Tokenizer.train(["What is 12 * 7? Open notes.txt. calculate expression"] * 3, 300)
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, context=4096, width=32, layers=LAYERS, heads=2, hidden=64
+    )
+    checkpoint.save(folder, Transformer(config), "transformer", config)
+    tokenizer.save(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.read_text())
+    return folder
+
+
+def test_it_makes_an_adapter_that_the_model_takes(model: Path, tmp_path: Path) -> None:
+    config = Config(
+        out=str(tmp_path / "run"),
+        model=str(model),
+        steps=4,
+        length=4096,
+        conversations=12,
+        plain=4,
+        rank=2,
+        skipped=1,
+        evaluate_every=2,
+    )
+    results = main(config)
+    assert results["loss on held-out conversations"] > 0
+    assert main(config) == results  # it is done
+    folder = tmp_path / "run"
+    base = models.load(model, precision="float32")
+    adapted = models.load(model, precision="float32", adapter=folder)
+    changed = {
+        int(name.split(".")[1])
+        for name, value in adapted.model.state_dict().items()
+        if not torch.equal(value, base.model.state_dict()[name])
+    }
+    assert changed == set(range(1, LAYERS))
+    assert read_adapter(folder, base.model.config).rank == 2
+    template = ChatTemplate.from_folder(folder)
+    assert template is not None and template.supports_tools
+
+
+def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:
+    """A run that goes on does not ask the untrained model again, unless some are missing."""
+    config = Config(out=str(tmp_path / "run"), model=str(model), plain=8)
+    run = Run.start(config)
+    found = _plain(run, config, model)
+    kept = tmp_path / "run" / REPLIES
+    assert len(found) == 8 and sum(bool(reply.past) for reply in found) == 1
+    assert _plain(run, config, tmp_path / "no model is needed") == found
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-1]) + '{"past": [')
+    assert _plain(run, config, model) == found
+
+
+def test_the_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = Config(out=str(out), model=str(model), dry_run=True, length=4096, skipped=1, rank=2)
+    assert main(config)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("skipped", [LAYERS, LAYERS + 1, -1])
+def test_some_blocks_must_be_left(model: Path, tmp_path: Path, skipped: int) -> None:
+    config = Config(out=str(tmp_path / "run"), model=str(model), dry_run=True, skipped=skipped)
+    with pytest.raises(UsageError, match=f"skipped={skipped}: the model has {LAYERS} blocks"):
+        main(config)
