@@ -8,7 +8,7 @@ tests/llmos/requests.jsonl: its `dev` half may be looked at while data or exampl
 tool       the right one was called first, or rightly none
 arguments  they are among those that are listed, or running them gives the value that is stated;
            free text counts without case, articles and full stops
-answer     the value stands in what the model says after it has run its tools
+answer     the value stands in what the model itself says after it has run its tools
 
 The tools are the seven built-in ones; for requests about pictures and documents, whose tools do not
 exist yet, four more are offered. --base: the model as published, led by examples. --perplexity: of
@@ -17,7 +17,6 @@ the reference text inside CPython, with and without our adapter. Intervals: Wils
 
 import argparse
 import json
-import math
 import re
 import time
 from collections import Counter, defaultdict
@@ -34,6 +33,7 @@ from trivium.intervals import wilson
 from trivium.language.engine import Engine
 from trivium.language.pretrained import LanguageModel
 from trivium.llmos.builtin import builtin_tools
+from trivium.llmos.faithful import states
 from trivium.llmos.gateway import Gateway, never_ask
 from trivium.llmos.kernel import Budget, run
 from trivium.llmos.local import LocalModel
@@ -123,7 +123,8 @@ def judge(model: LocalModel, row: Mapping[str, Any]) -> dict[str, tuple[bool, st
             good = bool(call and chosen in wanted and _right(call, row, gateway))
             found["arguments"] = (good, did)
         if whole:
-            found["answer"] = (states(answer, row["value"]), f"{did} → {answer}")
+            said, _, _ = answer.partition("\n\ncalculate: ")  # what the kernel adds does not count
+            found["answer"] = (states(said, row["value"]), f"{did} → {answer}")
         return found
 
 
@@ -163,23 +164,6 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def states(text: str, value: str) -> bool:
-    """Whether a text states a value. A number counts if it is rounded to two decimals or more."""
-    if value in text:
-        return True
-    try:
-        wanted = float(value.replace(",", ""))
-    except ValueError:
-        return False
-    for word in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text):
-        found = float(word.replace(",", ""))
-        places = len(word.partition(".")[2])
-        rounded = places >= 2 and abs(found - wanted) <= 0.51 * 10**-places
-        if rounded or math.isclose(found, wanted, rel_tol=1e-6):
-            return True
-    return False
-
-
 # -- all of them ----------------------------------------------------------------------------------
 
 
@@ -192,9 +176,7 @@ def evaluate(model: LocalModel, table: str, split: str) -> tuple[dict[str, Any],
             counts[what][row["kind"]].update(right=good, all=1)
             if not good:
                 request = " ".join(row["request"].split())[:90]
-                failures.append(
-                    f"{what:9} {row['kind']:16} {row['id']} {request!r}: {did[:160]}"
-                )
+                failures.append(f"{what:9} {row['kind']:16} {row['id']} {request!r}: {did[:160]}")
     return counts, sorted(failures)
 
 

@@ -17,8 +17,9 @@ from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.llmos import few_shot, native_tools
 from trivium.llmos.examples import EXAMPLES, NO_TOOL
+from trivium.llmos.faithful import unsaid
 from trivium.llmos.few_shot import ToolChooser, abridged, copied, examples, fill_arguments
-from trivium.llmos.local import LocalModel, told, unsaid
+from trivium.llmos.local import LocalModel, told
 from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall
 from trivium.llmos.native_tools import HERMES, LLAMA, MISTRAL, Form, Parser
 from trivium.llmos.tools import Tool, tool

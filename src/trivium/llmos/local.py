@@ -20,12 +20,12 @@ from trivium.language.generation import End, Request, Token
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools
+from trivium.llmos.faithful import uncounted, unsaid
 from trivium.llmos.few_shot import ToolChooser, fill_arguments
 from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall, Usage
 from trivium.llmos.shipped import load_assistant
 from trivium.llmos.tools import Tool
 
-SHORT_RESULT = 80  # characters
 # The likeliest words, but none for ever: without a penalty a small model repeats itself.
 CALM = Sampling(frequency_penalty=0.3)
 
@@ -91,6 +91,7 @@ class LocalModel:
     def _native(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[ModelEvent]:
         shown = [tool.to_json() for tool in tools] or None
         prompt = self._encode(messages, shown)
+        effects = {tool.name: tool.effect for tool in tools}
         form = native_tools.form_of("\n".join(self._template.sources))
         grammar = native_tools.grammar(form, tools) if tools else None
         request = self._request(prompt, grammar)
@@ -99,12 +100,15 @@ class LocalModel:
             # would be one on the right digit.
             request = replace(request, sampling=Sampling())
         parser = native_tools.Parser(form, self.engine.tokenizer)
-        called = False
+        called, said = False, ""
         for event in self.engine.generate(request):
             for piece in parser.push(event):
                 called = called or isinstance(piece, ToolCall)
+                said += piece.text if isinstance(piece, TextDelta) else ""
                 yield piece
             if isinstance(event, End):
+                if not called and (missing := uncounted(_results(messages), effects, said)):
+                    yield TextDelta(missing)
                 reason = "tool_calls" if called and event.reason == "stop" else event.reason
                 yield Finish(reason, _usage(event))
 
@@ -123,7 +127,7 @@ class LocalModel:
         effects = {tool.name: tool.effect for tool in tools}
         # First of all, so that a conversation which does not fit calls no tool.
         answer = self._request(self._encode(told(messages, start, effects)))
-        results = [message for message in messages[start:] if message.role == "tool"]
+        results = _results(messages)
         if tools and not results:
             call, usage = self._call(messages[start].text, tools)
             if call is not None:
@@ -209,13 +213,10 @@ def failed(results: Sequence[Message]) -> str:
     return f"That did not work: {reasons[-1]}" if len(reasons) == len(results) else ""
 
 
-def unsaid(results: Sequence[Message], answer: str) -> str:
-    """A short result that the answer should have named, and does not."""
-    for message in results:
-        value = message.text.strip()
-        if value and "\n" not in value and len(value) <= SHORT_RESULT and value not in answer:
-            return f"\n\n{message.name}: {value}"
-    return ""
+def _results(messages: Sequence[Message]) -> list[Message]:
+    """What tools gave since the last message of the user."""
+    start = max((i for i, m in enumerate(messages) if m.role == "user"), default=0)
+    return [message for message in messages[start:] if message.role == "tool"]
 
 
 def _is_text(message: Message) -> bool:
