@@ -2,7 +2,7 @@
 
 import pytest
 
-from trivium.llmos.faithful import states, uncounted
+from trivium.llmos.faithful import states, unadmitted, uncounted
 from trivium.llmos.messages import Message
 
 EFFECTS = {"calculate": "none", "read_file": "read"}
@@ -59,3 +59,23 @@ def test_the_last_value_counts() -> None:
     assert uncounted(results, EFFECTS, "It is 24.") == ""
     assert uncounted(results, EFFECTS, "It is 12.") == "\n\ncalculate: 24"
     assert uncounted([], EFFECTS, "Hello.") == ""
+
+
+REFUSED = "error: write_file was not run: it changes files, and no person approved the call"
+
+
+@pytest.mark.parametrize(
+    ("results", "answer", "added"),
+    [
+        ([REFUSED], "I saved it in todo.txt.", f"\n\nThat did not work: {REFUSED[7:]}"),
+        ([REFUSED], "It was not saved.", ""),
+        ([REFUSED], "I couldn't save it.", ""),
+        ([REFUSED], "没有保存。", ""),
+        ([REFUSED, "wrote todo.txt (8 B)"], "I saved it in todo.txt.", ""),
+        (["wrote todo.txt (8 B)"], "I saved it in todo.txt.", ""),
+        ([], "Hello.", ""),
+    ],
+)
+def test_a_failure_is_admitted(results: list[str], answer: str, added: str) -> None:
+    messages = [Message("tool", text, name="write_file") for text in results]
+    assert unadmitted(messages, answer) == added

@@ -1,4 +1,4 @@
-"""Whether an answer says what a tool gave: small models miscopy numbers.
+"""Whether an answer says what a tool gave: small models miscopy numbers, and claim success.
 
 A number counts as said when it stands in the answer with its value, or rounded to two decimals or
 more.
@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from trivium.llmos.messages import Message
 
 SHORT = 80  # characters of a result that belongs into the answer
+_ADMITS = re.compile(
+    r"\bno\b|not\b|n't\b|\bnone\b|nobody|nothing|error|fail|unable|wrong|没|不|无", re.I
+)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -38,6 +41,18 @@ def unsaid(results: Sequence[Message], answer: str) -> str:
         if value and "\n" not in value and len(value) <= SHORT and value not in answer:
             return f"\n\n{message.name}: {value}"
     return ""
+
+
+def failure(results: Sequence[Message]) -> str:
+    """What to say when no tool gave anything but errors; empty otherwise."""
+    reasons = [m.text.removeprefix("error: ") for m in results if m.text.startswith("error: ")]
+    return f"That did not work: {reasons[-1]}" if reasons and len(reasons) == len(results) else ""
+
+
+def unadmitted(results: Sequence[Message], answer: str) -> str:
+    """That nothing worked, if the answer does not say so."""
+    failed = failure(results)
+    return f"\n\n{failed}" if failed and not _ADMITS.search(answer) else ""
 
 
 def uncounted(results: Sequence[Message], effects: Mapping[str, str], answer: str) -> str:

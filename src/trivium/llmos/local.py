@@ -20,7 +20,7 @@ from trivium.language.generation import End, Request, Token
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools
-from trivium.llmos.faithful import uncounted, unsaid
+from trivium.llmos.faithful import failure, unadmitted, uncounted, unsaid
 from trivium.llmos.few_shot import ToolChooser, fill_arguments
 from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall, Usage
 from trivium.llmos.shipped import load_assistant
@@ -107,8 +107,10 @@ class LocalModel:
                 said += piece.text if isinstance(piece, TextDelta) else ""
                 yield piece
             if isinstance(event, End):
-                if not called and (missing := uncounted(_results(messages), effects, said)):
-                    yield TextDelta(missing)
+                if not called and (results := _results(messages)):
+                    missing = unadmitted(results, said) or uncounted(results, effects, said)
+                    if missing:
+                        yield TextDelta(missing)
                 reason = "tool_calls" if called and event.reason == "stop" else event.reason
                 yield Finish(reason, _usage(event))
 
@@ -134,9 +136,9 @@ class LocalModel:
                 yield call
                 yield Finish("tool_calls", usage)
                 return
-        if results and (failure := failed(results)):
+        if results and (failed := failure(results)):
             # A model of this size would claim success; what happened is said for it.
-            yield TextDelta(failure)
+            yield TextDelta(failed)
             yield Finish("stop")
             return
         said = ""
@@ -205,12 +207,6 @@ def told(messages: Sequence[Message], start: int, effects: Mapping[str, str]) ->
     else:
         parts += [f"Question: {request.text}\nAnswer from the text."]
     return [*past, Message("user", "\n\n".join(parts))]
-
-
-def failed(results: Sequence[Message]) -> str:
-    """What to say when no tool gave anything but errors; empty otherwise."""
-    reasons = [m.text.removeprefix("error: ") for m in results if m.text.startswith("error: ")]
-    return f"That did not work: {reasons[-1]}" if len(reasons) == len(results) else ""
 
 
 def _results(messages: Sequence[Message]) -> list[Message]:

@@ -47,7 +47,10 @@ def _values(rng: random.Random) -> dict[str, str]:
 
 
 def python_task(rng: random.Random) -> Exchange:
-    pattern, code, answer = rng.choice(table("python"))
+    rows = table("python")
+    if rng.random() < 0.2:
+        rows = tuple(row for row in rows if "datetime" in row[1])
+    pattern, code, answer = rng.choice(rows)
     while True:
         values = _values(rng)
         if "w4" in code:

@@ -68,18 +68,18 @@ def task(rng: random.Random) -> list[Exchange]:
     """One request, or two that hang together."""
     roll = rng.random()
     makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
-        (0.5, lambda: [story(rng)]),
-        (0.06, lambda: [plain_sum(rng)]),
-        (0.02, lambda: [plain_sum(rng, chinese=True)]),
-        (0.04, lambda: [chinese_story(rng)]),
-        (0.08, lambda: [python_task(rng)]),
-        (0.035, lambda: [terminal_task(rng)]),
-        (0.035, lambda: [read_task(rng)]),
-        (0.035, lambda: [list_task(rng)]),
-        (0.045, lambda: [search_task(rng)]),
-        (0.03, lambda: [write_task(rng)]),
-        (0.03, lambda: [other_task(rng, OURS_NEXT)]),
-        (0.04, lambda: [other_task(rng)]),
+        (0.3, lambda: [story(rng)]),
+        (0.09, lambda: [plain_sum(rng)]),
+        (0.025, lambda: [plain_sum(rng, chinese=True)]),
+        (0.045, lambda: [chinese_story(rng)]),
+        (0.14, lambda: [python_task(rng)]),
+        (0.04, lambda: [terminal_task(rng)]),
+        (0.05, lambda: [read_task(rng)]),
+        (0.07, lambda: [list_task(rng)]),
+        (0.08, lambda: [search_task(rng)]),
+        (0.04, lambda: [write_task(rng)]),
+        (0.04, lambda: [other_task(rng, OURS_NEXT)]),
+        (0.03, lambda: [other_task(rng)]),
     )
     for share, make in makers:
         roll -= share

@@ -158,7 +158,7 @@ def list_task(rng: random.Random) -> Exchange:
 
 
 def search_task(rng: random.Random) -> Exchange:
-    inside = rng.random() < 0.35
+    inside = rng.random() < 0.5
     pattern = rng.choice(sentences("files_search_in" if inside else "files_search"))
     chinese = not pattern.isascii()
     what, folder = (
