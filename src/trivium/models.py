@@ -10,12 +10,14 @@ from torch import nn
 
 from trivium import checkpoint
 from trivium.language import kinds
+from trivium.language.alignment.reward import RewardConfig, RewardModel
 from trivium.language.classifier import Classifier, ClassifierConfig
 from trivium.language.pretrained import LanguageModel, Precision, load_pretrained
 
 KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     **kinds.KINDS,
     "classifier": (Classifier, ClassifierConfig),
+    "reward": (RewardModel, RewardConfig),
 }
 
 

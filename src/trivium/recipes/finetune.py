@@ -14,7 +14,6 @@ kind of text (bits per byte: forgetting). The most accurate model is kept.
 """
 
 import copy
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from trivium.data import TokenBatches, documents
 from trivium.errors import UsageError
 from trivium.files import append_json, read_json_lines
+from trivium.intervals import wilson
 from trivium.language.adapters import add_lora
 from trivium.language.classifier import Classifier, classification
 from trivium.language.losses import next_token
@@ -282,14 +282,6 @@ def _judged(model: Classifier, task: Task, device: torch.device) -> tuple[int, f
         log_p = scores.log_softmax(-1).gather(1, batch["labels"][:, None])
         total -= float(log_p.sum())
     return right, total / len(task.held_out)
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    z, share = 1.96, right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return centre - half, centre + half
 
 
 def _report(
