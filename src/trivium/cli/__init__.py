@@ -35,6 +35,7 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
         "trivium.cli.words:words",
         "Find the words nearest to a word, or to a sum of words.",
     ),
+    "rank": ("trivium.cli.rank:rank", "Compare two answers at a time, and keep what you choose."),
     "serve": ("trivium.cli.serve:serve", "Serve models over HTTP, as OpenAI's API."),
     "models": (
         "trivium.cli.models:models",
