@@ -35,8 +35,8 @@ def test_the_layers_are_those_of_pytorch(model: Elmo) -> None:
         peers.append(peer)
     ahead, back = x, x.flip(1)
     for forwards, backwards in zip(*peers, strict=True):
-        ahead, back = forwards(ahead)[0], backwards(back)[0]
-        expected.append(torch.cat([ahead, back.flip(1)], -1))
+        ahead, back = ahead + forwards(ahead)[0], back + backwards(back)[0]
+        expected.append(torch.cat([ahead - x, back.flip(1) - x], -1))
     for ours, theirs in zip(model.vectors(ids), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 

@@ -34,21 +34,21 @@ def test_the_states_are_those_of_pytorch(cell: str, layers: int) -> None:
     model = made(cell=cell, layers=layers).double()
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
-    peer = PEERS[cell](WIDTH, WIDTH, layers, batch_first=True, dtype=torch.float64)
+    ids, cache = random_ids(3, 20), KVCache()
+    stepped = model.features(ids, cache)
+    x = model.stem(model.embedding(ids))
+    expected = torch.zeros_like(x)
     for i, ours in enumerate(model.layers):
-        for name, tensor in ours.named_parameters():
-            peer.get_parameter(name.replace("_l0", f"_l{i}")).copy_(tensor)
-    ids = random_ids(3, 20)
-    expected, last = peer(model.stem(model.embedding(ids)))
-    torch.testing.assert_close(model.features(ids), expected, rtol=0, atol=1e-12)
-    cache = KVCache()
-    torch.testing.assert_close(model.features(ids, cache), expected, rtol=0, atol=1e-12)
-    states = last if cell == "lstm" else (last, last)
-    for i in range(layers):
+        peer = PEERS[cell](WIDTH, WIDTH, batch_first=True, dtype=torch.float64)
+        peer.load_state_dict(ours.state_dict())
+        h, last = peer(x)
+        x, expected = x + h, expected + h
         kept = cache.last(i)
         assert kept is not None
-        for ours, theirs in zip(kept, states, strict=True):
-            torch.testing.assert_close(ours[:, 0], theirs[i], rtol=0, atol=1e-12)
+        for state, theirs in zip(kept, last if cell == "lstm" else (last, last), strict=True):
+            torch.testing.assert_close(state[:, 0], theirs[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.features(ids), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

@@ -10,10 +10,9 @@ learns (`Mix`):
 
     layer 0 [x_k; x_k], layer j [→h_kj; ←h_kj]       γ Σ_j softmax(s)_j · layer j
 
-Tokens are those of the tokenizer (pieces of words), where the paper reads characters; and its
-projections inside and residual connections between the layers are left out. The forward model alone
-is a language model like others: `forward` and `features` are its own, so it generates and is
-measured as they are.
+Tokens are those of the tokenizer (pieces of words), where the paper reads characters, and its
+projections inside the layers are left out. The forward model alone is a language model like others:
+`forward` and `features` are its own, so it generates and is measured as they are.
 
 B batch, T tokens, C width, V vocabulary.
 """
@@ -76,7 +75,8 @@ class Elmo(nn.Module):
         """ids (B, T) → what the forward model knows behind each (B, T, C). With a cache, ids
         continue what it holds; `segments` and `real` (B, T) as in `Recurrent.features`."""
         if cache is not None:
-            return continued(self.ahead, self.stem(self.embedding.rows(ids)), cache)[0]
+            x = self.stem(self.embedding.rows(ids))
+            return continued(self.ahead, x, cache)[:, -ids.shape[1] :]
         return self._read(self.ahead, ids, segments, real)[-1]
 
     def backward_features(

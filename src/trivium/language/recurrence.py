@@ -6,6 +6,10 @@
                c_t = σ(f) ⊙ c_{t−1} + σ(i) ⊙ tanh(g)          forget gate: Gers et al. 2000)
                h_t = σ(o) ⊙ tanh(c_t)
 
+Cells are stacked with residual connections (Wu et al. 2016): each reads the sum of the tokens and
+of the states below, and what comes out is the sum of the states. Without them, a second layer makes
+learning slower, not faster.
+
 A cell computes one step as it is written here, and whole spans with PyTorch's fused kernels; the
 tests hold one against the other. Since nothing crosses a span's border, a packed row is read as if
 each of its texts stood in a row of its own: the first tokens of all spans in one step, then all
@@ -100,17 +104,19 @@ def steps(cell: Any, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(hs, 1), torch.stack(cs, 1)
 
 
-def continued(cells: Iterable[Any], x: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """x (B, T, C) behind what the cache holds, read by one cell after the other → the last one's h
-    after each of the T tokens, and after all S so far."""
-    past = x
+def continued(cells: Iterable[Any], x: Tensor, cache: KVCache) -> Tensor:
+    """x (B, T, C) behind what the cache holds, read by a stack of cells → the sum of their h after
+    each of all S tokens so far (B, S, C)."""
+    total = x.new_zeros(())
     for layer, cell in enumerate(cells):
         zeros = x.new_zeros(len(x), 1, x.shape[-1])
         h, c = cache.last(layer) or (zeros, zeros)
-        x, c = steps(cell, x, h[:, 0], c[:, 0])
-        past, _ = cache.update(layer, x[:, None], c[:, None])
+        h, c = steps(cell, x, h[:, 0], c[:, 0])
+        x = x + h
+        every, _ = cache.update(layer, h[:, None], c[:, None])
+        total = total + every[:, 0]
     cache.advance(x.shape[1])
-    return x, past[:, 0]
+    return total
 
 
 # -- whole spans ----------------------------------------------------------------------------------
@@ -152,11 +158,14 @@ class Spans(NamedTuple):
         return cls(order[real[order]], step[real].bincount().cpu())
 
     def read(self, cells: Iterable[Any], x: Tensor) -> Iterator[Tensor]:
-        """x (N, C), read by one cell after the other → the h (N, C) of each, all in the order of
-        the spans. Every span starts from a state of zeros."""
+        """x (N, C), read by a stack of cells → the sum of their h (N, C) up to each of them, in the
+        order of the spans. Every span starts from a state of zeros."""
+        total = torch.zeros_like(x)
         for cell in cells:
-            x = cell(PackedSequence(x, self.sizes))[0].data if len(x) else x
-            yield x
+            if len(x):
+                h = cell(PackedSequence(x, self.sizes))[0].data
+                x, total = x + h, total + h
+            yield total
 
     def take(self, ids: Tensor) -> Tensor:
         """ids (B, T) → (N,) in the order of the spans."""

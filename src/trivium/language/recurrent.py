@@ -2,10 +2,10 @@
 Hochreiter & Schmidhuber 1997; Sundermeyer et al. 2012; Luong et al. 2015).
 
     x ← √C · embedding(ids)
-    x ← h of the cell that reads x        for every layer
-    logits ← head(top(x))
+    h ← cell(x);  x ← x + h        for every layer
+    logits ← head(top(Σ h))
 
-The top of an LSTM with attention adds what attention finds among the last layer's states so far:
+The top of an LSTM with attention adds what attention finds among these sums h so far:
 
     a_ts = softmax_{s≤t}(h_tᵀ W h_s / √C)        top(h)_t = tanh(W_c [Σ_s a_ts h_s; h_t])
 
@@ -109,8 +109,8 @@ class Recurrent(nn.Module):
         at padding.
         """
         if cache is not None:
-            x = self.stem(self.embedding.rows(ids))
-            return self.top(*continued(self.layers, x, cache))
+            past = continued(self.layers, self.stem(self.embedding.rows(ids)), cache)
+            return self.top(past[:, -ids.shape[1] :], past)
         if real is not None:
             segments = torch.where(real, 0 if segments is None else segments, -1)
         h = self.streams(ids, [len(self.layers) - 1], segments=segments)[0]
@@ -119,7 +119,8 @@ class Recurrent(nn.Module):
     def streams(
         self, ids: Tensor, layers: Sequence[int], *, segments: Tensor | None = None
     ) -> list[Tensor]:
-        """The states (B, T, C) of each of `layers`, counted from 0, in ascending order."""
+        """The sum of the states (B, T, C) up to each of `layers`, counted from 0, in ascending
+        order."""
         spans = Spans.whole(ids) if segments is None else Spans.of(segments)
         x = self.stem(self.embedding.rows(spans.take(ids)))
         states = spans.read(self.layers[: max(layers) + 1], x)
