@@ -36,6 +36,10 @@ COMMANDS = {  # name: (module:attribute, the first line of its help, as a test c
         "Find the words nearest to a word, or to a sum of words.",
     ),
     "rank": ("trivium.cli.rank:rank", "Compare two answers at a time, and keep what you choose."),
+    "optimise-prompt": (
+        "trivium.cli.optimise_prompt:optimise_prompt",
+        "Find a better prompt for a task.",
+    ),
     "serve": ("trivium.cli.serve:serve", "Serve models over HTTP, as OpenAI's API."),
     "models": (
         "trivium.cli.models:models",
