@@ -23,9 +23,9 @@ MASK = "<|mask|>"
 @dataclass(frozen=True)
 class Config(TextConfig):
     width: int = 128  # of the stream
-    layers: int = 4  # blocks
+    layers: int = 2  # blocks
     heads: int = 4  # of attention
-    rounds: float = 16.0  # of the data, if `steps` are not given; each guesses 15 %
+    rounds: float = 40.0  # of the data, if `steps` are not given; each guesses 15 %
     learning_rate: float = 2e-3  # at its peak
 
 

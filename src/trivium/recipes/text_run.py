@@ -47,12 +47,13 @@ ENOUGH = 1.01  # of the loss with everything shown: from here on, more changes l
 class TextConfig(RecipeConfig):
     data: str = ""  # text: a file, folder, glob or hf:NAME; "": the reference inside CPython
     context: int = 256  # tokens of a window
-    vocab_size: int = 4096  # of the tokenizer that is made from the data
+    vocab_size: int = 1024  # of the tokenizer that is made from the data
     tokenizer: str = ""  # a model or folder whose tokenizer is taken instead
     steps: int = 0  # 0: as many as make `rounds` rounds of the data
     rounds: float = 8.0  # of the data, if `steps` are not given
     batch: int = 2048  # tokens of a step
     learning_rate: float = 1e-2  # at its peak
+    optimizer: Literal["adamw", "muon"] = "adamw"  # of matrices inside the blocks
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of products
     evaluate_every: int = 0  # steps; 0: ten times
     patience: int = 0  # evaluations in a row without gain that end the run; 0: it runs to its end

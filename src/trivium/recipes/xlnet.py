@@ -19,9 +19,9 @@ from trivium.recipes.text_run import Measures, Objective, TextConfig, run_text
 @dataclass(frozen=True)
 class Config(TextConfig):
     width: int = 128  # of the streams
-    layers: int = 4  # blocks
+    layers: int = 2  # blocks
     heads: int = 4  # of attention
-    rounds: float = 12.0  # of the data, if `steps` are not given; each predicts a sixth
+    rounds: float = 24.0  # of the data, if `steps` are not given; each predicts a sixth
     learning_rate: float = 2e-3  # at its peak
 
 
