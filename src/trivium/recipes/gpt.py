@@ -29,6 +29,7 @@ RATES = {"muon": 5e-3, "adamw": 3e-3}
 @dataclass(frozen=True)
 class Config(TextConfig):
     depth: int = 4  # blocks; all other sizes follow
+    vocab_size: int = 4096  # of the tokenizer that is made from the data
     rounds: float = 4.0  # of the data at most, if `steps` are not given
     batch: int = 0  # tokens of a step; 0: by the rule of the recipe
     rows: int = 0  # of a micro-batch; 0: as many as are fast on the device
