@@ -94,6 +94,7 @@ def main(config: Config) -> dict[str, Any]:
         architecture,
         Transformer,
         objective,
+        attends=True,
         behind=uses,
         limits="It fills in words of text like that which it learnt from, and does not write.",
     )

@@ -65,4 +65,4 @@ def main(config: Config) -> dict[str, Any]:
         return shared(XLNetConfig, config, vocab_size=vocab_size, hidden=4 * config.width)
 
     objective = Objective(loss=permuted_token, prepare=prepare, measures=measures)
-    return run_text(config, "xlnet", architecture, XLNet, objective, behind=uses)
+    return run_text(config, "xlnet", architecture, XLNet, objective, attends=True, behind=uses)
