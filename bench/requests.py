@@ -12,7 +12,8 @@ answer     the value stands in what the model itself says after it has run its t
 
 The tools are the seven built-in ones; for requests about pictures and documents, whose tools do not
 exist yet, four more are offered. --base: the model as published, led by examples. --perplexity: of
-the reference text inside CPython, with and without our adapter. Intervals: Wilson, 95 %.
+the reference text inside CPython, for the weights as published, for those that answer plainly, and
+for those with our adapter, which call tools. Intervals: Wilson, 95 %.
 """
 
 import argparse
@@ -38,7 +39,6 @@ from trivium.llmos.gateway import Gateway, never_ask
 from trivium.llmos.kernel import Budget, run
 from trivium.llmos.local import LocalModel
 from trivium.llmos.messages import Answer, Message, ToolCall
-from trivium.llmos.shipped import load_assistant
 from trivium.llmos.tools import Tool, tool
 from trivium.llmos.workspace import Workspace
 from trivium.models import load
@@ -208,14 +208,16 @@ def main() -> None:
     parser.add_argument("--failures", action="store_true", help="list what went wrong")
     parser.add_argument("--perplexity", action="store_true")
     given = parser.parse_args()
-    path = hub.find(given.model)
-    loaded = load(path) if given.base else load_assistant(given.model)
+    base = load(hub.find(given.model))
+    model = LocalModel(Engine(base)) if given.base else LocalModel.load(given.model)
     if given.perplexity:
-        before, after = perplexity(load(path)), perplexity(loaded)
-        print(
-            f"perplexity: {before:.3f} as published, {after:.3f} here ({after / before - 1:+.2%})"
-        )
-    model = LocalModel(Engine(loaded))
+        plain = model.plain or model.engine
+        for what, weights in (
+            ("as published", base),
+            ("of what answers plainly", plain.language_model),
+            ("of what calls tools", model.engine.language_model),
+        ):
+            print(f"perplexity {what}: {perplexity(weights):.3f}")
     for table in given.tables or TABLES:
         start = time.monotonic()
         counts, failures = evaluate(model, table, given.split)

@@ -41,6 +41,7 @@ class LocalModel:
     engine: Engine
     sampling: Sampling = CALM
     max_tokens: int = 1024
+    plain: Engine | None = None  # that answers what needs no tool, in the place of `engine`
     _chooser: ToolChooser | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +66,10 @@ class LocalModel:
         """Load a model by its name in `trivium models`, or by its path."""
         if threads is not None:
             torch.set_num_threads(threads)
-        language_model = load_assistant(name, device=device, precision=precision)
-        return cls(Engine(language_model), sampling or CALM, max_tokens)
+        plain, adapted = load_assistant(name, device=device, precision=precision)
+        if adapted is None:
+            return cls(Engine(plain), sampling or CALM, max_tokens)
+        return cls(Engine(adapted), sampling or CALM, max_tokens, Engine(plain))
 
     @property
     def name(self) -> str:
@@ -95,7 +98,11 @@ class LocalModel:
         form = native_tools.form_of("\n".join(self._template.sources))
         grammar = native_tools.grammar(form, tools) if tools else None
         request = self._request(prompt, grammar)
-        if tools and (messages[-1].role == "tool" or self._calls_at_once(prompt, form)):
+        acts = bool(tools) and (messages[-1].role == "tool" or self._calls_at_once(prompt, form))
+        if self.plain is not None and not acts:
+            yield from self._plainly(self.plain, messages, effects)
+            return
+        if acts:
             # A call, and what is said of its result, copy: a penalty on words that came before
             # would be one on the right digit.
             request = replace(request, sampling=Sampling())
@@ -113,6 +120,24 @@ class LocalModel:
                         yield TextDelta(missing)
                 reason = "tool_calls" if called and event.reason == "stop" else event.reason
                 yield Finish(reason, _usage(event))
+
+    def _plainly(
+        self, plain: Engine, messages: Sequence[Message], effects: Mapping[str, str]
+    ) -> Iterator[ModelEvent]:
+        """The answer of the published weights, which know no tools."""
+        start = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
+        if start is None:
+            raise UsageError("the conversation holds no message of a user")
+        template = plain.language_model.template
+        assert template is not None
+        records = [{"role": m.role, "content": m.text} for m in told(messages, start, effects)]
+        prompt = template.encode(plain.tokenizer, records)
+        free = min(self.max_tokens, plain.room(prompt, None))
+        for event in plain.generate(Request(prompt, self.sampling, max_tokens=free)):
+            if event.text:
+                yield TextDelta(event.text)
+            if isinstance(event, End):
+                yield Finish(event.reason, _usage(event))
 
     def _calls_at_once(self, prompt: list[int], form: native_tools.Form) -> bool:
         """Whether the likeliest reply begins with the sign of a call."""

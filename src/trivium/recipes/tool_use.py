@@ -44,14 +44,15 @@ DRY = 20
 LIMITS = (
     "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
     "knows the built-in tools best. Results come from the calculator, but which sum is asked for "
-    "is the model's guess: check what matters."
+    "is the model's guess: check what matters. It costs general ability: let the published weights "
+    "answer what needs no tool, as the kernel does."
 )
 
 
 @dataclass(frozen=True)
 class Config(RecipeConfig):
     model: str = hub.DEFAULT  # whose chat template is ChatML
-    steps: int = 820  # one row each
+    steps: int = 840  # one row each
     length: int = 1024  # tokens of a row
     conversations: int = 2000  # that are made, of one to seven requests
     plain: int = 1200  # answers of the untrained model that are learnt again
