@@ -52,7 +52,7 @@ class Config(RecipeConfig):
     weights: tuple[float, ...] = (0.0, 0.5, 2.0)  # λ of the runs that train all weights
     replay: float = 0.5  # λ of the run with text of the base's kind
     rank: int = 8  # of the adapter
-    epochs: float = 3.0  # rounds of the task's texts
+    epochs: float = 2.0  # rounds of the task's texts
     rows: int = 16  # texts of a step
     context: int = 128  # tokens of a text; longer ones are cut
     learning_rate: float = 5e-4  # of all weights; the adapter and the probe take 5 times as much
