@@ -30,7 +30,7 @@ def main() -> int:
     print(
         "\nThat was SmolLM2-135M, offline. It is small, and often wrong; the tools are not.\n"
         f"Talk with it:          {command} chat\n"
-        f'One request:           {command} run "What is 12! / 7?"\n'
+        f'One request:           {command} run "What is 15% of 80?"\n'
         f"What else works here:  {command} doctor"
     )
     return 0

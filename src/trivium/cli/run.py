@@ -39,7 +39,7 @@ def run(
     """Do one request with tools, print the answer and leave.
 
     \b
-    trivium run "What is 12! / 7?"
+    trivium run "What is 347 * 28?"
     cat notes.txt | trivium run "Summarise this in three lines"
     trivium run -c "and now in French"
     trivium run --task sentiment "I loved it."
