@@ -50,6 +50,30 @@ def test_stopped_behind_every_step(settings: dict[str, Any], tmp_path: Path) -> 
     assert_same(weights(run(tmp_path, **settings)), whole)  # nothing is left to do
 
 
+def test_what_is_frozen_is_not_kept_but_known_again(tmp_path: Path) -> None:
+    """A snapshot is as large as what is trained, and of no use to another model."""
+
+    def frozen(stop: int = 0, folder: Path | None = tmp_path, shift: float = 0.0) -> Small:
+        model = small()
+        first = next(iter(model.parameters())).requires_grad_(False)
+        with torch.no_grad():
+            first += shift
+        for step in train(model, squares, Rows(), TrainConfig(**PLAIN), folder=folder):
+            if step.number == stop:
+                break
+        return model
+
+    whole = weights(frozen(folder=None))
+    frozen(stop=4)
+    snapshot = snapshots.Snapshot(snapshots.newest(tmp_path))  # type: ignore[arg-type]
+    names = [name for name, _ in small().named_parameters()]
+    assert f"model/{names[0]}" not in snapshot.shapes
+    assert {f"model/{name}" for name in names[1:]} <= snapshot.shapes.keys()
+    with pytest.raises(UsageError, match="whose frozen weights are others"):
+        frozen(shift=0.5)
+    assert_same(weights(frozen()), whole)
+
+
 def test_batches_without_a_place_are_drawn_again(tmp_path: Path) -> None:
     def drawn() -> Any:
         own = random.Random(0)

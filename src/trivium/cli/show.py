@@ -109,7 +109,11 @@ def _describe_gguf(path: Path) -> dict[str, Any]:
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+    else:
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        config = {"architectures": f"LoRA adapter for {base}"}
     text = config.get("text_config")  # models that also see keep the language part here
     if not isinstance(text, dict):
         text = config

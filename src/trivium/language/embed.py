@@ -26,7 +26,7 @@ from trivium.gguf_file import GGUFFile
 from trivium.language.families import gguf_family, hf_family
 from trivium.language.families.bert import BERT
 from trivium.language.families.xlnet import is_xlnet
-from trivium.language.pretrained import Precision, read_folder, read_gguf
+from trivium.language.pretrained import Precision, read_folder, read_gguf, unfolded
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer
 from trivium.nn.devices import pick_device
@@ -47,6 +47,7 @@ def first(features: Tensor, real: Tensor) -> Tensor:
 
 def is_embedder(path: Path) -> bool:
     """Whether the model of a folder or GGUF file reads a text as a whole, so makes embeddings."""
+    path, _ = unfolded(path)
     if path.is_dir():
         raw = read_json(path / "config.json")
         if "kind" in raw:  # a run's

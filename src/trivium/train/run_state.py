@@ -1,6 +1,7 @@
 """Where a run stands: weights, optimizers, averages, random numbers, the place in the data."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -14,9 +15,11 @@ from trivium.errors import NotFound, UsageError
 from trivium.train import snapshots
 from trivium.train.config import TrainConfig
 from trivium.train.optimizers import Optimizers
-from trivium.train.parallel import World, settle, told
+from trivium.train.parallel import World, is_split, settle, told
 from trivium.train.randomness import Randomness, kept
 from trivium.train.snapshots import Snapshot
+
+FEW = 16  # values of a frozen tensor that tell it from others
 
 
 class RunState:
@@ -145,6 +148,7 @@ class RunState:
             "best": self._best,
             "misses": self._misses,
             "data": self._batches.state() if hasattr(self._batches, "state") else None,
+            "frozen": _frozen(self.model),
         }
         own = {"random": self._random.record()}
         snapshots.write(
@@ -166,6 +170,11 @@ class RunState:
                     f"{snapshot.path} was trained with {name}={written}, not {wanted}: give the "
                     "same, or start anew in another folder"
                 )
+        if state.get("frozen", "") != _frozen(self.model):
+            raise UsageError(
+                f"{snapshot.path} belongs to a model whose frozen weights are others: give the "
+                "model that the run began with, or start anew in another folder"
+            )
         self.number, self.taken, self._place = state["step"], state["taken"], state["data"]
         self._best = None if state["best"] is None else tuple(state["best"])
         self._misses = state["misses"]
@@ -197,14 +206,29 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors that are kept in a checkpoint, each under one name only."""
+    """The model's tensors that training may change, each under one name only. What is frozen, such
+    as the model under an adapter, is there before training and need not be kept."""
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        if id(tensor) not in seen and not frozen:
             seen.add(id(tensor))
             kept[name] = tensor.detach()
     return kept
+
+
+def _frozen(model: nn.Module) -> str:
+    """Tells frozen weights from others, by some values of each; "" if there are none."""
+    digest = hashlib.sha256()
+    found = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    for name, parameter in found:
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        if not is_split(parameter):  # which each rank sees another part of
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, len(flat) // FEW)][:FEW].float().cpu()
+            digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:16] if found else ""
 
 
 def _read_weights(model: nn.Module, snapshot: Snapshot) -> None:

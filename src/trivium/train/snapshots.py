@@ -67,6 +67,8 @@ def prepare(folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    for part in place.glob(".*.part"):  # of a run that was killed while it wrote
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def newest(folder: Path, pattern: re.Pattern[str] = STEP) -> Path | None:
