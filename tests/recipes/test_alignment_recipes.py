@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from trivium.cli import main
 from trivium.errors import NotFound, UsageError
 from trivium.intervals import wilson
 from trivium.language.alignment.experience import verified
@@ -106,6 +108,16 @@ def test_an_adapter_names_the_model_it_is_for(name: str, base: Path, tmp_path: P
         if not tensor.equal(before.state_dict()[name])
     ]
     assert (changed or name == "ppo") and all(".attention." in n or ".mlp." in n for n in changed)
+
+
+def test_an_adapter_is_shown_and_exported(base: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "sft", tmp_path / "whole"
+    run("sft", folder, model=str(base), rank=2, learning_rate=1e-2)
+    (folder / "recipe.json").unlink()  # as an adapter from somewhere else
+    shown = CliRunner().invoke(main, ["show", str(folder)])
+    assert f"LoRA adapter for {base.resolve()}" in shown.stdout
+    assert CliRunner().invoke(main, ["export", str(folder), str(out)]).exit_code == 0
+    assert says(out) == says(folder)
 
 
 def test_the_ways_of_the_pipeline(base: Path, tmp_path: Path) -> None:
