@@ -20,19 +20,17 @@ class Step:
 class Exchange:
     """A request, its steps (none: it is just answered), and the answer.
 
-    `answer` "" stands for whatever the untrained model says. `needs` are tools that have to be on
-    the list besides those of the steps.
+    Not `learnt` is what only came before something else.
     """
 
     request: str
     steps: Sequence[Step] = ()
     answer: str = ""
-    needs: Sequence[str] = ()
-    learnt: bool = True  # False: only what came before something else
+    learnt: bool = True
 
     @property
     def tools(self) -> list[str]:
-        return [*dict.fromkeys([*(step.tool for step in self.steps), *self.needs])]
+        return [*dict.fromkeys(step.tool for step in self.steps)]
 
     def messages(self) -> list[dict[str, Any]]:
         """In OpenAI's form; without an answer, up to where it would stand."""
