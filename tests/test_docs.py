@@ -281,6 +281,8 @@ def test_commands_that_are_not_run_parse(block: Block) -> None:
         match shlex.split(line, comments=True):
             case ["trivium", name, *arguments]:
                 parse(name, arguments)
+            case ["torchrun", "--nproc-per-node", _, "-m", "trivium", name, *arguments]:
+                parse(name, arguments)
             case ["make", target, *_]:
                 assert re.search(f"^{target}:", makefile, re.M), line
             case ["pip", "install", what]:

@@ -37,7 +37,7 @@ from trivium.recipes.language_model import (
     sample,
 )
 from trivium.recipes.run import Run
-from trivium.train import TrainConfig, restore_best, train, world_size
+from trivium.train import Step, TrainConfig, restore_best, train, world_size
 
 Measures = dict[str, float]
 ENOUGH = 1.01  # of the loss with everything shown: from here on, more changes little
@@ -153,16 +153,9 @@ def run_text(
         f"({plan.steps * size / text.tokens:.1f} rounds of the data), {plan.precision}"
     )
     held = Held(text, length=config.context)
-    every = evaluated_every(config, plan.steps)
     steps = train(model, task.loss, prepared, plan, folder=run.folder)
-    for step in run.steps(steps, plan, **cost):
-        if step.number % every == 0 or step.last:
-            found = task.measures(model, held, text)
-            run.evaluated(step.number, **found)
-            if task.reads_on:
-                run.sample(step.number, sample(model, text.tokenizer, config.prompt))
-            if step.judge(next(iter(found.values()))) >= config.patience > 0:
-                break
+    every = evaluated_every(config, plan.steps)
+    _watch(run.steps(steps, plan, **cost), every, run, config, task, model, held, text)
     best = restore_best(model, run.folder)
     results: dict[str, Any] = {
         name.replace("_", " "): value for name, value in task.measures(model, held, text).items()
@@ -179,6 +172,27 @@ def run_text(
         "bytes per token": text.bytes_per_token,
     }
     return run.finish(results, limits=limits)
+
+
+def _watch(
+    steps: Iterable[Step],
+    every: int,
+    run: Run,
+    config: TextConfig,
+    task: Objective,
+    model: nn.Module,
+    held: Held,
+    text: Text,
+) -> None:
+    """Go through the steps, and measure, sample and judge the model now and then."""
+    for step in steps:
+        if step.last or step.number % every == 0:
+            found = task.measures(model, held, text)
+            run.evaluated(step.number, **found)
+            if task.reads_on:
+                run.sample(step.number, sample(model, text.tokenizer, config.prompt))
+            if step.judge(next(iter(found.values()))) >= config.patience > 0:
+                break
 
 
 # -- how far back it looks ------------------------------------------------------------------------
