@@ -79,7 +79,8 @@ def main(config: Config) -> dict[str, Any]:
     largest = shared.LARGEST if assistant.tiny else 99
     questions = exercises.prompts(exercises.exercises(ASKED, config.seed + 1, largest=largest))
     first = None if config.data else shared.answered(assistant, questions)
-    for step in run.steps(train(model, loss, batches, plan, folder=run.folder), plan):
+    steps = train(model, loss, batches, plan, folder=run.folder)
+    for step in run.steps(steps, plan, tokens=ranked.tokens_of(held, config.batch)):
         if step.number % every == 0 or step.last:
             found = shared.mean_loss(model, loss, held)
             run.evaluated(step.number, **{f"held_out_{name}": found[name] for name in SHOWN})

@@ -4,10 +4,11 @@ Each round the model answers prompts as it is at that moment, the answers are re
 model, or by a program that knows what is right), and some steps of training follow.
 """
 
+import contextlib
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from trivium.recipes import prompts as files
 from trivium.recipes.assistant import Assistant, Score
 from trivium.recipes.config import RecipeConfig
 from trivium.recipes.run import Run
-from trivium.train import Loss, TrainConfig, train, world_size
+from trivium.train import Loss, Step, TrainConfig, train, world_size
 
 MADE = 2000  # exercises, where no data are given
 ROUNDS = 5  # first and last ones that are told of
@@ -114,7 +115,7 @@ def run_policy(
     every = per_round * (config.evaluate_every or max(1, config.rounds // 4))
     after = before
     steps = train(learner.model, learner.loss, rollouts, plan, folder=run.folder)
-    for step in run.steps(steps, plan):
+    for step in run.steps(_in_tokens(steps, rollouts, config.minibatch), plan):
         if (step.number - 1) % per_round == 0:  # the first of a round
             run.log(step.number, **rollouts.statistics)
         if step.number % every == 0 or step.last:
@@ -129,6 +130,13 @@ LIMITS = (
     "It does what was rewarded, and found the ways to it by itself: look at what it writes, not at "
     "the reward alone. It was not made safe."
 )
+
+
+def _in_tokens(steps: Iterator[Step], rollouts: Rollouts, answers: int) -> Iterator[Step]:
+    """The steps, whose weight is that of tokens, whatever the loss is an average of."""
+    with contextlib.closing(cast(Generator[Step, None, None], steps)):
+        for step in steps:
+            yield replace(step, weight=round(rollouts.statistics["answer_tokens"] * answers))
 
 
 def _rise(run: Run) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What the recipes that learn from ranked replies share: the data, in batches."""
 
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
+
+from torch import Tensor
 
 from trivium.data import Preferences, preferences
 from trivium.data.replies import PreferenceBatches
@@ -62,6 +65,13 @@ def held_batches(part: Preferences, assistant: Assistant, config: Any, *, rows: 
         ahead=0,
     )
     return list(islice(batches, max(1, HELD // rows)))
+
+
+def tokens_of(held: Sequence[Mapping[str, Tensor]], batch: int) -> int:
+    """Of a step of `batch` prompts with their replies, by what held-out ones have."""
+    tokens = sum(int((b["ends"] + 1).sum()) for b in held)
+    prompts = sum(int(b["groups"].max()) + 1 for b in held)
+    return max(1, round(batch * tokens / max(prompts, 1)))
 
 
 def _length(config: Any, assistant: Assistant) -> int:

@@ -79,7 +79,8 @@ def main(config: Config) -> dict[str, Any]:
     loss = partial(reward_loss, ranking=config.ranking)
     if config.dry_run:
         return run.estimate(model, loss, batches, plan)
-    for step in run.steps(train(model, loss, batches, plan, folder=run.folder), plan):
+    steps = train(model, loss, batches, plan, folder=run.folder)
+    for step in run.steps(steps, plan, tokens=ranked.tokens_of(held, config.batch)):
         if step.number % every == 0 or step.last:
             found = shared.mean_loss(model, loss, held)
             run.evaluated(

@@ -122,7 +122,7 @@ class Counting:
 
     def __call__(self, round: Any) -> Any:
         rows = as_rows(round, 0)
-        return rows | {"number": torch.arange(len(round.answers))}, {}
+        return rows | {"number": torch.arange(len(round.answers))}, {"answers": 6}
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -171,6 +171,7 @@ def test_a_state_goes_on_anywhere() -> None:
         for ours, wanted in zip(itertools.islice(second, 10 - stop), whole[stop:], strict=True):
             assert ours.keys() == wanted.keys()
             assert all(torch.equal(ours[name], wanted[name]) for name in ours)
+        assert second.statistics == {"answers": 6}
 
 
 def test_tensors_as_json() -> None:

@@ -192,12 +192,13 @@ class Rollouts:
             "round": self._round,
             "given": self._given,
             "tensors": packed(self._tensors) if under_way else {},
+            "statistics": self.statistics,
             "experience": self._experience.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._round, self._given = state["round"], state["given"]
-        self._tensors = unpacked(state["tensors"])
+        self._tensors, self.statistics = unpacked(state["tensors"]), dict(state["statistics"])
         self._experience.load(state["experience"])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
