@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trivium.checkpoint import save
 from trivium.errors import NotFound, TriviumError, UsageError
+from trivium.language.alignment.reward import RewardConfig
 from trivium.language.classifier import ClassifierConfig
 from trivium.language.elmo import ElmoConfig
 from trivium.language.recurrent import RecurrentConfig
@@ -63,6 +64,7 @@ TINY: dict[str, tuple[str, Any]] = {
     "elmo": ("elmo", ElmoConfig(**SMALL)),
     "xlnet": ("xlnet", XLNetConfig(**SIZES)),
     "classifier": ("classifier", ClassifierConfig(**SIZES, classes=("a", "b", "c"))),
+    "reward": ("reward", RewardConfig(**SIZES)),
 }
 
 
@@ -71,10 +73,14 @@ def ids() -> tuple[Tensor, ...]:
 
 
 LANGUAGE = ("transformer", "recurrent", "elmo", "xlnet")
-INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = dict.fromkeys((*LANGUAGE, "classifier"), ids)
+INPUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+    **dict.fromkeys((*LANGUAGE, "classifier"), ids),
+    "reward": lambda: (*ids(), torch.tensor([15, 7])),  # where the texts end
+}
 SHAPES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(LANGUAGE, (2, 16, 61)),
     "classifier": (2, 3),
+    "reward": (2,),
 }
 UNTOUCHED = {"elmo": ("back.",)}  # parameters that another of its methods uses
 

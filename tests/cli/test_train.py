@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_with_130_and_the_command_goes_on(place: Path) -> None:
 @pytest.mark.parametrize(
     "words, incomplete, expected",
     [
-        (["train"], "g", ["gpt"]),
+        (["train"], "gp", ["gpt"]),
         (["train", str(TINY)], "s", ["steps=", "save_every=", "seed="]),
         (["train", str(TINY)], "dry_run=", ["dry_run=yes", "dry_run=no"]),
         (["train", "gpt"], "optimizer=a", ["optimizer=adamw"]),

@@ -58,7 +58,7 @@ class Config(RecipeConfig):
     plain: int = 1200  # answers of the untrained model that are learnt again
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1.5e-3  # at its peak
     evaluate_every: int = 100  # steps
 
 
