@@ -21,6 +21,6 @@ RECIPES: dict[str, str] = {  # name: the first line of the module's docstring, a
     "ppo": "Learn from rewards by proximal policy optimisation, the algorithm of RLHF.",
     "grpo": "Learn from rewards by comparing answers: group-relative policy optimisation.",
     "dpo": "Learn from rankings without a reward model: direct preference optimisation.",
-    "scaling": "Measure a scaling law: several sizes of model on several amounts of data, and a fit.",
+    "scaling": "Measure a scaling law: models of several sizes, amounts of data, and a fit.",
     "tool-use": "Teach the default model to use its tools, from conversations made on the spot.",
 }

@@ -1,4 +1,4 @@
-"""Measure a scaling law: several sizes of model on several amounts of data, and a fit.
+"""Measure a scaling law: models of several sizes, amounts of data, and a fit.
 
     L(N, D) = E + A / N^α + B / D^β          (Hoffmann et al. 2022; trivium.language.scaling_law)
 
