@@ -54,7 +54,7 @@ class _Molecule:
             return self._ring(bond)
         fitting = [(a, s) for a, s in zip(ATOMS, SHARES, strict=True) if VALENCE[a] >= max(bond, 1)]
         atoms, shares = zip(*fitting, strict=True)
-        atom = self._random.choices(atoms, shares)[0]
+        atom: str = self._random.choices(atoms, shares)[0]
         self._left -= 1
         return atom + self._hung(VALENCE[atom] - bond)
 
