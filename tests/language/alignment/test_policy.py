@@ -17,6 +17,7 @@ from trivium.language.alignment.advantages import (
     whitened,
 )
 from trivium.language.alignment.logprobs import said
+from trivium.language.alignment.places import places
 from trivium.language.alignment.policy import (
     ActorCritic,
     clipped,
@@ -142,10 +143,10 @@ def test_the_first_step_of_ppo_is_the_policy_gradient(
     batch = replies(SPANS)
     real = batch["targets"] != IGNORE
     with torch.no_grad():
-        features = model.policy.features(batch["ids"])
-        old = said(model.policy, batch, features=features)
+        at = places(model.policy, batch)
+        old = said(model.policy, batch, at=at)
         batch["logprobs"] = torch.zeros(4, 16).masked_scatter(real, old.logprobs)
-        batch["values"] = model.values(features)
+        batch["values"] = torch.zeros(4, 16).masked_scatter(real, model.values(at.features))
     batch["advantages"], batch["returns"] = drawn(4, 16), drawn(4, 16, seed=1)
     loss = ppo_loss(model, batch, value_weight=0.3)
     assert loss.metrics["drift"] == 0 and loss.metrics["clipped"] == 0

@@ -1,5 +1,6 @@
 """From a language model to an assistant that people prefer: rewards and what raises them.
 
+    places        features of the tokens that count, without padding
     logprobs      log-probabilities of given tokens, without the logits of a batch
     preferences   from ranked replies: Bradley–Terry, Plackett–Luce; DPO and IPO
     reward        the reward model, and whether its probabilities are right

@@ -22,6 +22,7 @@ from trivium.language.alignment.advantages import (
     whitened,
 )
 from trivium.language.alignment.logprobs import said
+from trivium.language.alignment.places import places
 from trivium.language.alignment.policy import ActorCritic, k3
 from trivium.language.alignment.reference import Reference
 from trivium.language.alignment.rollouts import (
@@ -129,11 +130,13 @@ class PPOExperience(_OfPolicy):
         return tensors | made | {"advantages": whitened(gains, real)}, statistics
 
     def _read(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        features = self._model.policy.features(batch["ids"])
-        logprobs = self._logprobs(self._model.policy, batch, features=features)
+        at = places(self._model.policy, batch)
+        logprobs = self._logprobs(self._model.policy, batch, at=at)
+        values = torch.zeros_like(logprobs)
+        values[at.rows, at.columns] = self._model.values(at.features)
         with self._reference as frozen:
             before = self._logprobs(frozen, batch)
-        return [logprobs, self._model.values(features), before]
+        return [logprobs, values, before]
 
     def state(self) -> dict[str, Any]:
         return {"beta": self._controller.beta}

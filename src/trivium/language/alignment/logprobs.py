@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trivium.data import IGNORE
+from trivium.language.alignment.places import Places, places
 from trivium.language.losses import Headed, chunk_rows
 
 
@@ -51,28 +51,24 @@ def said(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     *,
-    features: Tensor | None = None,
+    at: Places | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> Said:
     """log p of each token of `batch` that is a target: ids and targets (R, T), IGNORE elsewhere.
 
-    features: (R, T, C) of the ids, if they are at hand
+    at: where they are, if it is known already
     temperature: of the distribution; that which the tokens were drawn with
     """
-    headed, targets = cast(Headed, model), batch["targets"]
-    if features is None:
-        context = {"segments": batch["segments"]} if "segments" in batch else {}
-        features = headed.features(batch["ids"], **context)
-    rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
-    x = features[rows, columns]  # (N, C)
+    headed = cast(Headed, model)
+    x, rows, columns = places(model, batch) if at is None else at
     if (transform := getattr(model, "transform", None)) is not None:
         x = transform(x)
     head = headed.embedding if headed.head is None else headed.head
     values = token_logprobs(
         x,
         head.weight,
-        targets[rows, columns],
+        batch["targets"][rows, columns],
         bias=getattr(head, "bias", None),
         temperature=temperature,
         entropy=entropy,

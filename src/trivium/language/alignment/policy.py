@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trivium.data import IGNORE
 from trivium.language.alignment.logprobs import said
+from trivium.language.alignment.places import places
 from trivium.language.transformer import Transformer
 from trivium.train import Loss
 
@@ -68,14 +69,13 @@ def ppo_loss(
     batch: ids and targets (R, T); logprobs, values (R, T) as they were when the answers were made;
     advantages and returns (R, T)
     """
-    features = model.policy.features(batch["ids"])
-    entropy = entropy_weight != 0
-    now = said(model.policy, batch, features=features, temperature=temperature, entropy=entropy)
+    at, entropy = places(model.policy, batch), entropy_weight != 0
+    now = said(model.policy, batch, at=at, temperature=temperature, entropy=entropy)
     real = batch["targets"] != IGNORE
     old, advantage = batch["logprobs"][real], batch["advantages"][real]
     policy = clipped(now.logprobs, old, advantage, clip).sum()
     value = clipped_value(
-        model.values(features[real]), batch["values"][real], batch["returns"][real], value_clip
+        model.values(at.features), batch["values"][real], batch["returns"][real], value_clip
     ).sum()
     total = policy + value_weight * value
     metrics = _drift(now.logprobs, old, clip)

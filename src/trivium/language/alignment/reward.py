@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trivium.language.alignment.places import last_features
 from trivium.language.alignment.preferences import bradley_terry, pairs, plackett_luce
 from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.train import Loss
@@ -51,8 +52,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, ends: Tensor) -> Tensor:
         """ids (R, T), padded on the right, whose last tokens are at `ends` (R,) → rewards (R,)"""
-        features = self.body.features(ids)
-        last = features[torch.arange(len(ids), device=ids.device), ends]  # (R, C)
+        last = last_features(self.body, ids, ends)  # (R, C)
         return self.head(last).squeeze(-1).float() - self.centre
 
 
