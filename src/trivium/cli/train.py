@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from typing import Any
 
 import click
@@ -140,6 +141,16 @@ def train(
     results = _run(recipe, assignments)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         _print(results, as_json)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave()
+
+
+def _leave() -> None:
+    """End the process at once. A thread of PyTorch's collectives that wants something of Python
+    while Python ends aborts the process, and with it the others of `torchrun`."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _list(as_json: bool) -> None:

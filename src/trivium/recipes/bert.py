@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,11 +22,14 @@ MASK = "<|mask|>"
 
 @dataclass(frozen=True)
 class Config(TextConfig):
+    context: int = 64  # tokens of a window: short ones teach first what stands side by side
     width: int = 128  # of the stream
     layers: int = 2  # blocks
     heads: int = 4  # of attention
     rounds: float = 40.0  # of the data, if `steps` are not given; each guesses 15 %
+    batch: int = 1024  # tokens of a step
     learning_rate: float = 2e-3  # at its peak
+    optimizer: Literal["adamw", "muon"] = "muon"  # of matrices inside the blocks
 
 
 def prepare(batches: Any, text: Text, seed: int) -> MaskedBatches:

@@ -112,8 +112,9 @@ class Run:
         return run
 
     def _part(self) -> None:
-        """Leave the other processes, if it was this run that met them."""
+        """Leave the other processes, all at once, if it was this run that met them."""
         if self._joined and dist.is_initialized():
+            dist.barrier()
             dist.destroy_process_group()
 
     def _agree(self, fine: bool, results: Any) -> tuple[Any] | None:
