@@ -17,7 +17,7 @@ N tokens, C width, V vocabulary, R rows of a chunk.
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,8 +27,9 @@ from torch.autograd.function import once_differentiable
 from trivium.data import IGNORE
 from trivium.train import Loss
 
-CHUNK_BYTES = {"cpu": 64 << 20}  # of the logits of a chunk, in float32
-CHUNK_BYTES_ELSEWHERE = 512 << 20
+CHUNK_BYTES = {"cpu": 128 << 20}  # of the logits of a chunk, in the precision of the products
+CHUNK_BYTES_ELSEWHERE = 256 << 20
+SOFTMAX_BYTES = {"cpu": 8 << 20}  # of those whose softmax is made at a time: a cache holds them
 
 
 class Headed(Protocol):
@@ -99,12 +100,10 @@ def cross_entropy(
 ) -> Tensor:
     """The summed cross-entropy, a scalar in float32 (float64 if the features are).
 
-    features (N, C), weight (V, C), bias (V,), targets (N,) ids or IGNORE, weights (N,); `chunk`
-    rows of logits exist at a time (default: as many as fit CHUNK_BYTES). Under autocast the
+    features (N, C), weight (V, C), bias (V,), targets (N,) ids or IGNORE, weights (N,); about
+    `chunk` rows of logits exist at a time (default: as many as fit CHUNK_BYTES). Under autocast the
     products are made in its precision; the softmax and all sums are in float32 at least.
     """
-    if chunk is None:
-        chunk = chunk_rows(features.device, len(weight))
     grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
@@ -113,10 +112,10 @@ def cross_entropy(
     return total
 
 
-def chunk_rows(device: torch.device, vocabulary: int) -> int:
+def chunk_rows(device: torch.device, vocabulary: int, dtype: torch.dtype = torch.float32) -> int:
     """How many rows of logits may exist at a time."""
     limit = CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
-    return max(16, limit // (4 * vocabulary))
+    return max(16, limit // (dtype.itemsize * vocabulary))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -130,13 +129,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         weights: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         grad: bool,
     ) -> Tensor:
         device = features.device.type
         dtype = torch.promote_types(features.dtype, weight.dtype)
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        chunk = chunk or chunk_rows(features.device, len(weight), dtype)
         wanted = [grad and need for need in ctx.needs_input_grad[:3]]
         with torch.autocast(device, enabled=False):
             total, grads = _sweep(features, weight, bias, targets, weights, chunk, dtype, wanted)
@@ -167,28 +167,30 @@ def _sweep(
     """The loss, and the gradients that are wanted of features, weight and bias."""
     device, exact = features.device, torch.promote_types(dtype, torch.float32)
     d_features = torch.empty_like(features) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    d_weight = torch.empty_like(weight, dtype=exact) if wanted[1] else None
     d_bias = torch.zeros(len(weight), dtype=exact, device=device) if wanted[2] else None
     total = torch.zeros((), dtype=exact, device=device)
     head = weight.to(dtype)
-    space = Space(min(chunk, len(features)), head, exact)
+    count = max(1, round(len(features) / chunk))
+    chunk = max(1, -(-len(features) // count))  # of about that many rows, but all alike
+    space = Space(chunk, head, exact)
     softmax = _gradient_of_logits(device, any(wanted))
-    for first in range(0, len(features), chunk):
-        rows = slice(first, first + chunk)
+    for rows in parts(len(features), chunk):
         x = features[rows].to(dtype)
         z = torch.mm(x, head.t(), out=space.logits[: len(x)])
         if bias is not None:
             z += bias.to(dtype)
-        loss = softmax(z, space, targets[rows], None if weights is None else weights[rows])
-        total += loss
+        y, w = targets[rows], None if weights is None else weights[rows]
+        for part in parts(len(x), space.softmax_rows):
+            total += softmax(z[part], space, y[part], None if w is None else w[part])
         if d_features is not None:
             _product(z, head, d_features[rows])
         if d_weight is not None:
-            space.add_product(d_weight, z, x)
+            space.add_product(d_weight, z, x, first=rows.start == 0)
         if d_bias is not None:
             d_bias += z.sum(0, dtype=exact)
     if d_weight is not None:
-        d_weight = d_weight.to(weight.dtype)
+        d_weight = d_weight.to(weight.dtype) if len(features) else torch.zeros_like(weight)
     if d_bias is not None and bias is not None:
         d_bias = d_bias.to(bias.dtype)
     return total, [d_features, d_weight, d_bias]
@@ -199,21 +201,32 @@ class Space:
 
     def __init__(self, rows: int, head: Tensor, exact: torch.dtype) -> None:
         self.logits = head.new_empty(rows, len(head))
+        limit = SOFTMAX_BYTES.get(head.device.type)
+        self.softmax_rows = rows if limit is None else max(1, limit // (4 * len(head)))
         # In half precision also a place for the softmax, and for the product that is summed.
-        half = head.dtype != exact
-        self._wide = head.new_empty(rows, len(head), dtype=exact) if half else None
+        half, wide = head.dtype != exact, min(rows, self.softmax_rows)
+        self._wide = head.new_empty(wide, len(head), dtype=exact) if half else None
         self._product = torch.empty_like(head) if half else None
 
     def widened(self, z: Tensor) -> Tensor:
         """The logits z (R, V) in the precision of sums: z itself if it has it."""
         return z if self._wide is None else self._wide[: len(z)].copy_(z)
 
-    def add_product(self, total: Tensor, dz: Tensor, x: Tensor) -> None:
-        """total (V, C) += dzᵀ · x"""
+    def add_product(self, total: Tensor, dz: Tensor, x: Tensor, first: bool) -> None:
+        """total (V, C) += dzᵀ · x, of which the first is not added to anything"""
         if self._product is None:
-            total.addmm_(dz.t(), x)
+            total.addmm_(dz.t(), x, beta=0 if first else 1)
+            return
+        product = torch.mm(dz.t(), x, out=self._product)
+        if first:
+            total.copy_(product)
         else:
-            total += torch.mm(dz.t(), x, out=self._product)
+            total += product
+
+
+def parts(count: int, size: int) -> Iterator[slice]:
+    """The slices of `size` that `count` things fall into."""
+    return (slice(first, first + size) for first in range(0, count, size))
 
 
 def _product(dz: Tensor, head: Tensor, out: Tensor) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 SHORT = 512  # tokens, see `_by_products`
+BLOCK = 128  # queries whose products are made at a time
 
 
 class KVCache:
@@ -171,13 +172,31 @@ def _by_products(v: Tensor) -> bool:
 def _products(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None) -> Tensor:
     """What `attend` gives, by the equation. The heads of a group stand as its queries."""
     (B, H, T, D), G = q.shape, k.shape[1]
-    q = (q * (D**-0.5 if scale is None else scale)).reshape(B * G, H // G * T, D)
-    k, v = k.reshape(B * G, T, D), v.reshape(B * G, T, D)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(B * G, H // G, T, T)
-    if causal:
-        scores = scores + torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-    y = torch.bmm(scores.softmax(-1).view(B * G, H // G * T, T), v)
-    return y.view(B, H, T, D)
+    q = (q * (D**-0.5 if scale is None else scale)).view(B, G, H // G, T, D)
+    if not causal:
+        y = _weighted(q, k, v, None)
+    else:  # a block of queries at a time: the keys behind it cost nothing
+        ahead = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+        ends = [*range(BLOCK, T, BLOCK), T]
+        y = torch.cat(
+            [
+                _weighted(q[:, :, :, i:end], k[:, :, :end], v[:, :, :end], ahead[i:end, :end])
+                for i, end in zip([0, *ends], ends, strict=False)
+            ],
+            dim=3,
+        )
+    return y.reshape(B, H, T, D)
+
+
+def _weighted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(qkᵀ + bias)v for q (B, G, H/G, T, D), k and v (B, G, S, D), bias (T, S)."""
+    (B, G, M, T, D), S = q.shape, k.shape[2]
+    scores = torch.bmm(q.reshape(B * G, M * T, D), k.reshape(B * G, S, D).transpose(1, 2))
+    scores = scores.view(B * G, M, T, S)
+    if bias is not None:
+        scores = scores + bias
+    y = torch.bmm(scores.softmax(-1).view(B * G, M * T, S), v.reshape(B * G, S, D))
+    return y.view(B, G, M, T, D)
 
 
 class SelfAttention(nn.Module):
