@@ -1,6 +1,10 @@
-"""Requests for the tools `python` and `terminal`. The code is run while the data are made."""
+"""Requests for the tools `python` and `terminal`. The code is run while the data are made.
+
+Today and the random numbers are drawn from the code itself, so that it always prints the same.
+"""
 
 import contextlib
+import datetime
 import io
 import random
 import re
@@ -9,6 +13,20 @@ from datetime import date, timedelta
 from trivium.recipes.tool_requests.patterns import careless, filled, polite
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step
+
+
+ANAGRAMS = ("listen silent", "earth heart", "night thing", "dusty study", "below elbow")
+ANAGRAMS += ("stone notes", "cat act", "garden danger", "apple paper", "lemon melon", "tea ate")
+ANAGRAMS += (
+    "state taste",
+    "bread beard",
+    "table bleat",
+    "river drive",
+    "march charm",
+    "word world",
+)
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "pink")
+FRUIT = ("apple", "pear", "plum", "kiwi", "fig", "lemon", "grape", "mango")
 
 
 def _values(rng: random.Random) -> dict[str, str]:
@@ -39,11 +57,51 @@ def _values(rng: random.Random) -> dict[str, str]:
         "file": rng.choice(words("data_files")),
         "file2": rng.choice(words("data_files")).replace(".", "_2."),
         "folder": rng.choice(words("code_folders")),
+        **_more_values(rng, numbers, style),
         "word": rng.choice(("error", "hello", "test", "TODO", "import", "2024", "Anna")),
     }
+    values["lw"] = rng.choice(values["w"])
+    values["lt"] = rng.choice(values["t"].replace(" ", "").lower())
     values["code"] = rng.choice(sentences("snippets")).format(**values)
     values["cmd"] = rng.choice(sentences("commands")).format(**values)
     return values
+
+
+def _more_values(rng: random.Random, numbers: list[str], style: str) -> dict[str, str]:
+    """A birthday, a day to come, a day as digits; words and numbers of other kinds."""
+    birthday = date(rng.randint(1930, 2020), 1, 1) + timedelta(days=rng.randint(0, 364))
+    coming = date(2028, 1, 1) + timedelta(days=rng.randint(0, 1800))
+    iso = date(rng.randint(1900, 2050), 1, 1) + timedelta(days=rng.randint(0, 364))
+    iso2 = iso + timedelta(days=rng.randint(3, rng.choice((90, 3000))))
+    anagram = rng.choice(ANAGRAMS).split()
+    some = rng.choices(rng.choice((COLOURS, FRUIT)), k=rng.randint(4, 8))
+    few = [str(rng.randint(1, 20)) for _ in range(rng.randint(4, 8))]
+    decimals = [f"{rng.randint(1, 30)}.{rng.randint(1, 9)}" for _ in range(rng.randint(3, 6))]
+    factor = rng.randint(2, 30)
+    return {
+        "bday": style.format(d=birthday.day, m=f"{birthday:%B}", y=birthday.year),
+        "bymd": f"{birthday.year}, {birthday.month}, {birthday.day}",
+        "coming": style.format(d=coming.day, m=f"{coming:%B}", y=coming.year),
+        "cymd": f"{coming.year}, {coming.month}, {coming.day}",
+        "coming_c": f"{coming.year}年{coming.month}月{coming.day}日",
+        "iso": f"{iso}",
+        "iymd": f"{iso.year}, {iso.month}, {iso.day}",
+        "iso2": f"{iso2}",
+        "iymd2": f"{iso2.year}, {iso2.month}, {iso2.day}",
+        "wa": anagram[0],
+        "wb": anagram[1],
+        "l2": rng.choice("aeioubxz"),
+        "ws": ", ".join(some),
+        "ws_q": ", ".join(map(repr, some)),
+        "few": ", ".join(few),
+        "few_sp": " ".join(few),
+        "ns_and": ", ".join(numbers[:-1]) + f" and {numbers[-1]}",
+        "decs": ", ".join(decimals),
+        "g1": str(factor * rng.randint(2, 40)),
+        "g2": str(factor * rng.randint(2, 40)),
+        "bits": f"{rng.randint(5, 300):b}",
+        "hexa": f"{rng.randint(10, 5000):X}",
+    }
 
 
 def python_task(rng: random.Random) -> Exchange:
@@ -64,7 +122,8 @@ def python_task(rng: random.Random) -> Exchange:
     if request.isascii() and "{t}" not in pattern:
         request = polite(request, rng)
     said = result.replace("\n", " ").strip()
-    answer = filled(answer, rng, {"r": {"True": "Yes", "False": "No"}.get(said, said)})
+    yes, no = ("是", "不是") if "。" in answer else ("Yes", "No")
+    answer = filled(answer, rng, {"r": {"True": yes, "False": no}.get(said, said)})
     return Exchange(request, (Step("python", {"code": written}, result),), answer)
 
 
@@ -114,6 +173,20 @@ def _alternatives(pattern: str) -> str:
 def _run(code: str) -> str:
     """What the code, which is made from the table above, prints."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(code, {})
+    real, state = datetime.date, random.getstate()
+    start = date(2024, 1, 1) + timedelta(days=random.Random(code).randint(0, 1300))
+
+    class Date(date):
+        @classmethod
+        def today(cls) -> "Date":
+            return cls(start.year, start.month, start.day)
+
+    try:
+        random.seed(code)
+        datetime.date = Date  # type: ignore[misc]
+        with contextlib.redirect_stdout(out):
+            exec(code, {})
+    finally:
+        datetime.date = real  # type: ignore[misc]
+        random.setstate(state)
     return out.getvalue().rstrip()

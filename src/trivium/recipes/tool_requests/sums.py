@@ -1,4 +1,8 @@
-"""Requests that name the sum themselves, in English and Chinese, and word problems in Chinese."""
+"""Requests that name the sum themselves, in English and Chinese, and word problems in Chinese.
+
+A slot such as {a} is a number of `_numbers`, {a_w} that number in English words (forty-two), {a_z} in
+Chinese ones (四十二); decimal numbers have no words.
+"""
 
 import random
 import re
@@ -7,7 +11,7 @@ from trivium.llmos.calculator import calculate
 from trivium.llmos.tools import ToolError
 from trivium.recipes.tool_requests.patterns import careless, filled, polite
 from trivium.recipes.tool_requests.tables import table
-from trivium.recipes.tool_requests.tasks import Exchange, Step, spoken_number
+from trivium.recipes.tool_requests.tasks import NUMBERS, Exchange, Step, spoken_number
 
 ANSWERS = (
     "That is {r}.",
@@ -18,11 +22,17 @@ ANSWERS = (
     "{e} = {r}",
 )
 ANSWERS_CHINESE = ("等于{r}。", "结果是{r}。", "是{r}。", "答案是{r}。")
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 def _numbers(rng: random.Random) -> dict[str, str]:
     def decimal() -> str:
         return f"{rng.randint(0, rng.choice((9, 99, 900)))}.{rng.randint(1, rng.choice((9, 99)))}"
+
+    def price() -> str:
+        return (
+            f"{rng.randint(1, rng.choice((9, 60)))}.{rng.choice((50, 99, 95, rng.randint(10, 99)))}"
+        )
 
     return {
         "a": str(rng.randint(11, rng.choice((99, 999, 9999, 99999)))),
@@ -37,12 +47,67 @@ def _numbers(rng: random.Random) -> dict[str, str]:
         "w": str(rng.randint(25, 300) * 100),
         "x": decimal(),
         "y": decimal(),
+        # two digits; hours and minutes; small numbers; prices; marks; a small decimal, a percentage
+        "f": str(rng.randint(10, 99)),
+        "g": str(rng.randint(10, 99)),
+        "h": str(rng.randint(1, rng.choice((5, 12)))),
+        "m": str(rng.choice((rng.randint(1, 11) * 5, rng.randint(5, 59)))),
+        "n": str(rng.choice((rng.randint(1, 11) * 5, rng.randint(5, 59)))),
+        "i": str(rng.randint(2, 20)),
+        "j": str(rng.randint(2, 20)),
+        "o": price(),
+        "q": price(),
+        "t": str(rng.randint(40, 100)),
+        "u": str(rng.randint(40, 100)),
+        "l": f"{rng.randint(0, rng.choice((4, 20)))}.{rng.choice((5, 5, 25, rng.randint(1, 9)))}",
+        "z": str(rng.choice((5, 10, 15, 20, 30, rng.randint(2, 45)))),
     }
+
+
+def in_words(value: int) -> str:
+    """A whole number below a million in English: three hundred and five."""
+    if value >= 1000:
+        rest = value % 1000
+        joint = "" if not rest else " and " if rest < 100 else " "
+        return f"{in_words(value // 1000)} thousand" + joint + (in_words(rest) if rest else "")
+    if value >= 100:
+        rest = value % 100
+        return f"{NUMBERS[value // 100]} hundred" + (f" and {in_words(rest)}" if rest else "")
+    if value <= 20:
+        return NUMBERS[value]
+    return TENS[value // 10 - 2] + (f"-{NUMBERS[value % 10]}" if value % 10 else "")
+
+
+def in_chinese(value: int) -> str:
+    """A whole number below a hundred million in Chinese: 三百零五."""
+    if value >= 10_000:
+        rest = value % 10_000
+        zero = "零" if 0 < rest < 1000 else ""
+        return (
+            in_chinese(value // 10_000) + "万" + zero + (_under_ten_thousand(rest) if rest else "")
+        )
+    text = _under_ten_thousand(value) or "零"
+    return text.removeprefix("一") if 10 <= value < 20 else text
+
+
+def _under_ten_thousand(value: int) -> str:
+    text = "".join(
+        "零" if digit == "0" else "零一二三四五六七八九"[int(digit)] + unit
+        for digit, unit in zip(f"{value:04}", ("千", "百", "十", ""), strict=True)
+    )
+    return re.sub("零+", "零", text).strip("零")
 
 
 def _spelled(digits: str, rng: random.Random) -> str:
     grouped = digits.isdigit() and len(digits) > 3 and rng.random() < 0.3
     return f"{int(digits):,}" if grouped else digits
+
+
+def _in_words(digits: dict[str, str]) -> dict[str, str]:
+    whole = {name: int(value) for name, value in digits.items() if value.isdigit()}
+    return {f"{name}_w": in_words(value) for name, value in whole.items()} | {
+        f"{name}_z": in_chinese(value) for name, value in whole.items()
+    }
 
 
 def plain_sum(rng: random.Random, chinese: bool = False) -> Exchange:
@@ -55,7 +120,7 @@ def plain_sum(rng: random.Random, chinese: bool = False) -> Exchange:
     while True:
         pattern, form = rng.choice(rows)
         digits = _numbers(rng)
-        shown = {name: _spelled(value, rng) for name, value in digits.items()}
+        shown = _in_words(digits) | {name: _spelled(value, rng) for name, value in digits.items()}
         expression, result = _computed(form, digits)
         if result is None or len(result) > 40:
             continue
@@ -70,7 +135,8 @@ def plain_sum(rng: random.Random, chinese: bool = False) -> Exchange:
             else request
         )
         answer = rng.choice(ANSWERS_CHINESE if chinese else ANSWERS)
-        said = {"r": spoken_number(result), "e": expression}
+        spoken = spoken_number(result)
+        said = {"r": spoken.replace("about ", "约") if chinese else spoken, "e": expression}
         return Exchange(
             request,
             (Step("calculate", {"expression": expression}, result),),
@@ -86,7 +152,7 @@ def chinese_story(rng: random.Random) -> Exchange:
         if result is None or result.startswith("-") or ("…" in result and rng.random() < 0.7):
             continue
         said = spoken_number(result).replace("about ", "约")
-        request = filled(pattern, rng, digits)
+        request = filled(pattern, rng, _in_words(digits) | digits)
         step = Step("calculate", {"expression": expression}, result)
         return Exchange(request, (step,), filled(answer, rng, {"r": said}))
 
