@@ -6,9 +6,6 @@ from trivium.recipes.tool_requests.patterns import careless, filled, polite
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step, number_word
 
-LIST_CHINESE = (
-    "[{folder}里有什么？|{folder}文件夹里有哪些文件？|列出{folder}里的文件|看看{folder}文件夹]"
-)
 NOT_APPROVED = "error: write_file was not run: it changes files, and no person approved the call"
 
 
@@ -16,8 +13,47 @@ def name_of_file(rng: random.Random, chinese: bool = False) -> str:
     stem = rng.choice(words("file_stems_chinese" if chinese else "file_stems"))
     if not chinese and rng.random() < 0.25:
         stem += rng.choice(("_2", "2024", "-final", "_old", "-v2", "_may", "1", "_new", "-copy"))
+    elif not chinese and rng.random() < 0.2:
+        stem = _made_stem(rng)
     endings = words("file_endings")
+    if not chinese and " " not in stem and rng.random() < 0.15:
+        endings = words("hidden_endings")
     return f"{stem}.{rng.choice(endings[:5] if chinese or ' ' in stem else endings)}"
+
+
+def _made_stem(rng: random.Random) -> str:
+    """`garden-invoice`, `2023-05 report`, `load_prices`, `Anna budget`."""
+    first, second = rng.sample([stem for stem in words("file_stems") if " " not in stem], 2)
+    date = f"20{rng.randint(10, 29)}-{rng.randint(1, 12):02d}"
+    made = (
+        f"{first}{rng.choice('-_ ')}{second}",
+        f"{date}{rng.choice('-_ ')}{first}",
+        f"{first}{rng.choice('-_ ')}{date}",
+        identifier(rng),
+        f"{rng.choice(words('names'))} {first}",
+        f"{first}_{rng.choice(words('names')).lower()}",
+        f"{first} {rng.choice(words('cities'))} {rng.randint(1, 30)}",
+        f"{rng.randint(1, 30):02d}-{first}",
+        first.capitalize() + second.capitalize(),
+    )
+    return rng.choice(made)
+
+
+def identifier(rng: random.Random) -> str:
+    """A name as it stands in code."""
+    verb, noun = rng.choice(words("identifier_verbs")), rng.choice(words("identifier_nouns"))
+    other = rng.choice(words("identifier_nouns"))
+    return rng.choice(
+        (
+            f"{verb}_{noun}",
+            f"{verb}_{noun}_{other}",
+            f"{verb}{noun.capitalize()}",
+            f"{noun}_{other}",
+            f"{noun.upper()}_{other.upper()}",
+            f"{noun.capitalize()}{other.capitalize()}",
+            f"_{verb}_{noun}",
+        )
+    )
 
 
 def folder_name(rng: random.Random, chinese: bool = False) -> str:
@@ -26,7 +62,12 @@ def folder_name(rng: random.Random, chinese: bool = False) -> str:
 
 def path_of(rng: random.Random, chinese: bool = False) -> str:
     name = name_of_file(rng, chinese)
-    return name if rng.random() < 0.6 else f"{folder_name(rng, chinese)}/{name}"
+    if rng.random() < 0.6:
+        return name
+    folder = folder_name(rng, chinese)
+    if not chinese and rng.random() < 0.15:
+        folder += f"/{rng.choice(words('folders'))}"
+    return f"{folder}/{name}"
 
 
 def values(rng: random.Random) -> dict[str, str]:
@@ -86,7 +127,7 @@ def read_task(rng: random.Random) -> Exchange:
         pattern = rng.choice(sentences("files_read"))
         where = {"path": path}
         if chinese:
-            pattern = "[打开|读一下|看看|请打开|请看一下]{path}[|里写了什么|的内容]"
+            pattern = rng.choice(sentences("files_read_chinese"))
         elif rng.random() < 0.15:
             where = {"name": name_of_file(rng), "folder": folder_name(rng)}
             pattern, path = (
@@ -131,7 +172,7 @@ def list_task(rng: random.Random) -> Exchange:
         folder = folder_name(rng, chinese)
         pattern, arguments = rng.choice(sentences("files_list")), {"path": folder}
         if chinese:
-            pattern = LIST_CHINESE
+            pattern = rng.choice(sentences("files_list_chinese"))
     request = filled(careless(pattern, rng), rng, {"folder": folder, "name": wanted})
     chinese = not request.isascii()
     if rng.random() < 0.08:
@@ -157,26 +198,64 @@ def list_task(rng: random.Random) -> Exchange:
     return Exchange(request, (Step("list_files", arguments, text),), said)
 
 
+def searched(rng: random.Random, kind: str = "", chinese: bool = False) -> str:
+    """What is looked for: a word, a name, a phrase, a number, code, an error message."""
+    if chinese and rng.random() < 0.8:
+        return rng.choice(words("searched_chinese"))
+    if kind == "code":
+        name = identifier(rng)
+        forms = (name, name, name, f"{name}()", f"import {name}", f"self.{name}", f"def {name}")
+        return rng.choice(forms)
+    if kind == "error":
+        return rng.choice(words("errors"))
+    roll = rng.random()
+    if roll < 0.1:
+        return f"{rng.choice(words('names'))} {rng.choice(words('family_names'))}"
+    if roll < 0.15:
+        return rng.choice(words("names"))
+    if roll < 0.22:
+        digits = (rng.randint(10, 99999), round(rng.uniform(1, 999), 2), rng.randint(1900, 2030))
+        return str(rng.choice(digits))
+    if roll < 0.27:
+        return rng.choice(("#", "INV-", "A", "v", "No. ", "ticket ", "room ")) + str(
+            rng.randint(2, 9999)
+        )
+    if roll < 0.32:
+        return identifier(rng)
+    if roll < 0.35 and not kind:
+        return rng.choice(words("searched_chinese"))
+    lists = ("searched", "searched", "phrases_searched", "codes", "errors", "foods", "cities")
+    return rng.choice(words(rng.choice(lists)))
+
+
 def search_task(rng: random.Random) -> Exchange:
-    inside = rng.random() < 0.5
-    pattern = rng.choice(sentences("files_search_in" if inside else "files_search"))
-    chinese = not pattern.isascii()
-    what, folder = (
-        rng.choice(words("searched_chinese" if chinese else "searched")),
-        folder_name(rng),
-    )
-    shown = what if chinese or rng.random() < 0.6 else rng.choice(('"{}"', "'{}'")).format(what)
+    where, kind = rng.choice(("", "", "_in", "_in", "_in", "_file")), ""
+    if rng.random() < 0.3 and where != "_file":
+        kind = rng.choice(("code", "code", "error"))
+        where = "" if kind == "error" else where
+    pattern = rng.choice(sentences(f"files_search{kind and '_' + kind}{where}"))
+    inside, chinese = where == "_in", not pattern.isascii()
+    what, folder = searched(rng, kind, chinese), folder_name(rng, chinese and rng.random() < 0.5)
+    path = path_of(rng)
+    quoted = 0.6 if " " in what and kind != "code" else 0.3
+    shown = what
+    if not chinese and rng.random() < quoted:
+        marks = ('"{}"', '"{}"', "'{}'", "`{}`") if "'" not in what else ('"{}"',)
+        shown = rng.choice(marks).format(what)
     request = filled(
         careless(pattern.replace("”?", "”").replace("“?", "“"), rng),
         rng,
-        {"what": shown, "folder": folder},
+        {"what": shown, "folder": folder, "path": path},
     )
-    arguments = {"pattern": what} | ({"path": folder} if inside else {})
+    arguments = {"pattern": what}
+    if where:
+        arguments["path"] = folder if inside else path
     prefix = f"{folder}/" if inside else ""
     files = [
         prefix + name
         for name in sorted({name_of_file(rng, chinese) for _ in range(rng.randint(1, 3))})
     ]
+    files = [path] if where == "_file" else files
     if rng.random() < 0.15:
         text = f"[nothing found for {what!r}, as plain text with * for anything]"
         said = (
@@ -200,15 +279,52 @@ def search_task(rng: random.Random) -> Exchange:
     return Exchange(request, (Step("search_files", arguments, text),), said)
 
 
+def written(rng: random.Random, chinese: bool = False) -> str:
+    """A text of one line for a file."""
+    text = rng.choice(words("notes_chinese" if chinese else "notes")).replace(";", ",")
+    roll = rng.random()
+    if chinese:
+        return text
+    if roll < 0.3:
+        return filled(rng.choice(sentences("file_lines")), rng, values(rng))
+    if roll < 0.4:
+        return ", ".join(rng.sample(words("foods"), rng.randint(2, 4)))
+    if roll < 0.45:
+        return f"{rng.choice(words('identifier_nouns'))} = {rng.randint(0, 999)}"
+    if roll < 0.5:
+        return f"{text}, {rng.choice(words('notes'))}".replace(";", ",")
+    return text
+
+
+def _block(rng: random.Random) -> str:
+    """A text of several lines: a list, a table, notes."""
+    roll, count = rng.random(), rng.randint(2, 5)
+    if roll < 0.3:
+        mark = rng.choice(("- ", "* ", "", "[ ] "))
+        return "\n".join(mark + item for item in rng.sample(words("foods"), count))
+    if roll < 0.45:
+        lines = rng.sample(words("notes"), count)
+        return "\n".join(f"{place}. {line}" for place, line in enumerate(lines, start=1))
+    if roll < 0.6:
+        rows = [f"{name},{rng.randint(1, 99)}" for name in rng.sample(words("names"), count)]
+        return "\n".join(("name,number", *rows))
+    if roll < 0.7:
+        return "\n".join(rng.sample(words("notes_chinese"), count))
+    return "\n".join(written(rng) for _ in range(count))
+
+
 def write_task(rng: random.Random) -> Exchange:
-    pattern = rng.choice(sentences("files_write"))
+    kind = rng.choices(("files_write", "files_write_lines", "files_write_items"), (76, 15, 9))[0]
+    pattern = rng.choice(sentences(kind))
     chinese = not pattern.isascii()
     path = path_of(rng, chinese)
-    text = rng.choice(words("notes_chinese" if chinese else "notes")).replace(";", ",")
-    if not chinese and rng.random() < 0.3:
-        text = filled(rng.choice(sentences("file_lines")), rng, values(rng))
-    if not chinese and rng.random() < 0.15:
-        text = ", ".join(rng.sample(words("foods"), rng.randint(2, 4)))
+    if kind == "files_write_lines":
+        text = _block(rng)
+    elif kind == "files_write_items":
+        items = rng.choice((words("foods"), words("things"), words("objects")))
+        text = ", ".join(rng.sample(items, rng.randint(2, 5)))
+    else:
+        text = written(rng, chinese or rng.random() < 0.04)
     request = filled(careless(pattern.replace(" ?", ""), rng), rng, {"path": path, "text": text})
     size = len(text.encode())
     if rng.random() < 0.06:

@@ -145,19 +145,20 @@ def list_and_open(rng: random.Random) -> list[Exchange]:
 
 def find_and_open(rng: random.Random) -> list[Exchange]:
     """Search for something and read the file that has it."""
-    what, path, line = rng.choice(words("searched")), path_of(rng), _lines(rng, 1)[0]
+    what, path, line = files.searched(rng), path_of(rng), _lines(rng, 1)[0]
     text = f"{line} {what}"
     search = Step("search_files", {"pattern": what}, f"{path}:1: {text}")
     read = Step("read_file", {"path": path}, text)
     if rng.random() < 0.5:
         request = filled(
-            "[Find|Search for] the file [that mentions|with|about] {what} "
-            "and [read it to me|show it|open it][.|]",
+            "[Find|Search for|Look for|Locate] the file [that mentions|with|about|containing] "
+            "{what} and [read it to me|show it|open it|tell me what it says|print it][.|]",
             rng,
             {"what": what},
         )
         return [Exchange(request, (search, read), f"{path} says: {text}")]
-    request = filled(rng.choice(sentences("files_search")[:3]), rng, {"what": what})
+    ways = [text for text in sentences("files_search") if text.isascii()]
+    request = filled(rng.choice(ways), rng, {"what": what})
     asked = filled(
         "[Open it|Show me that file|read it|What else does it say?|Read the whole file][.|]",
         rng,
@@ -212,7 +213,7 @@ def wrong_name(rng: random.Random) -> list[Exchange]:
     """A file of nearly that name is there: it is tried again."""
     path = path_of(rng)
     folder, slash, name = path.rpartition("/")
-    stem, _, ending = name.partition(".")
+    stem, _, ending = name.rpartition(".")
     wrong = (
         folder
         + slash
@@ -284,7 +285,7 @@ def picture_and_more(rng: random.Random) -> list[Exchange]:
             Step("edit_picture", {"path": path, "instruction": change}, second),
             f"The changed picture is {second}.",
         )
-        asked = filled("[Now |Please |]{change}[.|]", rng, {"change": change})
+        asked = filled("[Now |Please |And |Then |]{change}[.|]", rng, {"change": change})
     else:
         second = f"cutout-{rng.randint(1, 99)}.png"
         then, after = (
@@ -296,7 +297,8 @@ def picture_and_more(rng: random.Random) -> list[Exchange]:
             rng,
             {"thing": thing},
         )
-    request = filled("[Draw|Make a picture of|Paint] {scene}", rng, {"scene": scene})
+    request = "[Draw|Make a picture of|Paint|Create an image of|Sketch|I want a picture of] {scene}"
+    request = filled(request, rng, {"scene": scene})
     if rng.random() < 0.4:
         return [Exchange(f"{request}, then {asked[:1].lower()}{asked[1:]}", (draw, then), after)]
     return [

@@ -9,12 +9,70 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trivium.recipes.tool_requests.files import path_of
-from trivium.recipes.tool_requests.patterns import careless, filled
-from trivium.recipes.tool_requests.tables import table, words
+from trivium.recipes.tool_requests.files import path_of, values
+from trivium.recipes.tool_requests.patterns import careless, chosen, filled
+from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step
 
 Draw = Callable[[random.Random], Any]
+
+
+def _scene(rng: random.Random) -> str:
+    """What is to be drawn: `an old man with big eyes, pixel art`."""
+    roll = rng.random()
+    if roll < 0.3:
+        return rng.choice(words("scenes")) + rng.choice(("", "", *words("styles"))).rstrip()
+    text = rng.choice(words("scene_subjects"))
+    if rng.random() < 0.4:
+        text += f" {rng.choice(words('scene_doings'))}"
+    if rng.random() < 0.5:
+        text += f" {rng.choice(words('scene_places'))}"
+    if rng.random() < 0.2:
+        text += rng.choice(words("scene_styles"))
+    elif rng.random() < 0.1:
+        text = f"{rng.choice(words('scene_kinds'))} {text}"
+    return text
+
+
+def _change(rng: random.Random, kind: str = "changes") -> str:
+    """An instruction for a picture."""
+    if kind == "changes" and rng.random() < 0.2:
+        return rng.choice(words("changes"))
+    if kind == "changes" and rng.random() < 0.25:
+        kind = "changes_of_it"
+    thing, other = rng.sample(words("objects"), 2)
+    slots = {
+        "thing": thing,
+        "thing2": other,
+        "colour": rng.choice(words("colours")[:7]),
+        "sign": rng.choice(words("signs")),
+    }
+    return filled(rng.choice(sentences(kind)), rng, slots)
+
+
+def _object(rng: random.Random) -> str:
+    thing = rng.choice(words("objects"))
+    roll = rng.random()
+    if " " in thing or roll < 0.6:
+        return thing
+    if roll < 0.8:
+        return f"{rng.choice((*words('colours')[:7], 'small', 'big', 'old'))} {thing}"
+    return f"{thing} {rng.choice(('on the left', 'on the right', 'in front', 'at the back'))}"
+
+
+def _picture(rng: random.Random, chinese: bool = False) -> str:
+    """The path of a picture."""
+    if not chinese and rng.random() < 0.3:
+        return rng.choice(words("pictures"))
+    stem = rng.choice(words("picture_stems_chinese" if chinese else "picture_stems"))
+    name = (
+        f"{stem.replace('{n}', str(rng.randint(1, 9999)))}.{rng.choice(words('picture_endings'))}"
+    )
+    return (
+        name if chinese or rng.random() < 0.7 else f"{rng.choice(words('picture_folders'))}/{name}"
+    )
+
+
 DRAWS: dict[str, Draw] = {
     "city": lambda r: r.choice(words("cities")),
     "city2": lambda r: r.choice(words("cities")),
@@ -38,10 +96,10 @@ DRAWS: dict[str, Draw] = {
     "topic": lambda r: r.choice(words("studies")),
     "currency": lambda r: r.choice(("EUR", "USD", "GBP", "JPY")),
     "currency2": lambda r: r.choice(("CHF", "SEK", "INR", "CNY")),
-    "scene": lambda r: r.choice(words("scenes")) + r.choice(("", "", *words("styles"))).rstrip(),
-    "change": lambda r: r.choice(words("changes")),
-    "object": lambda r: r.choice(words("objects")),
-    "picture": lambda r: r.choice(words("pictures")),
+    "scene": _scene,
+    "change": _change,
+    "object": _object,
+    "picture": _picture,
     "path": path_of,
     "file": path_of,
     "brand": lambda r: r.choice(words("brands")),
@@ -50,6 +108,14 @@ DRAWS: dict[str, Draw] = {
     ),
     "id": lambda r: r.randint(100, 9999),
     "item": lambda r: r.choice(words("things")),
+}
+
+CHINESE: dict[str, Draw] = {
+    "scene": lambda r: r.choice(words("scenes_chinese")),
+    "change": lambda r: filled(r.choice(sentences("changes_chinese")), r, {}),
+    "object": lambda r: r.choice(words("objects_chinese")),
+    "topic": lambda r: r.choice(words("studies_chinese")),
+    "picture": lambda r: _picture(r, r.random() < 0.4),
 }
 
 OURS_NEXT = {"draw_picture", "edit_picture", "cut_out", "search_documents"}
@@ -90,8 +156,17 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
     rows = [row for row in table("other_tools") if only is None or row[0].partition("(")[0] in only]
     signature, _, requests, result, answer = rng.choice(rows)
     drawn: dict[str, Any] = {name: draw(rng) for name, draw in DRAWS.items()}
-    shown: Mapping[str, str] = {name: str(value) for name, value in drawn.items()}
     name, _, rest = signature.partition("(")
+    if name in OURS_NEXT:
+        requests = chosen(rng.choice((requests, *4 * sentences(name))), rng)
+        if not requests.isascii():
+            drawn |= {slot: draw(rng) for slot, draw in CHINESE.items()}
+        elif "of_it}" in requests.lower():
+            drawn["change"] = _change(rng, "changes_of_it")
+            drawn["of_it"] = re.sub(r"\bit\b", lambda _: drawn["picture"], drawn["change"], count=1)
+    if name == "search_documents":
+        result, answer = _found(requests, drawn, rng)
+    shown: Mapping[str, str] = {slot: str(value) for slot, value in drawn.items()}
     arguments = {}
     for part in rest.rstrip(")").split(", "):
         argument, draw, _ = _argument(part)
@@ -106,3 +181,19 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
             "That did not work: the service does not answer.",
         )
     return Exchange(request, (Step(name, arguments, result),), said[:1].upper() + said[1:])
+
+
+def _found(request: str, drawn: dict[str, Any], rng: random.Random) -> tuple[str, str]:
+    """What the documents say, and the answer, as patterns; `drawn` gets the query."""
+    if "{question}" in request:
+        drawn["question"] = drawn["topic"] = rng.choice(words("document_questions"))
+        line = filled(rng.choice(sentences("file_lines")), rng, values(rng))
+    elif rng.random() < 0.4:
+        return "{file}: {name} decides on {topic} by {day}.", (
+            "According to {file}, {name} decides on {topic} by {day}."
+        )
+    else:
+        slots = {name: str(drawn[name]) for name in ("name", "day", "city", "n", "k", "topic")}
+        line = filled(rng.choice(sentences("document_lines")), rng, slots)
+    drawn["line"] = line
+    return "{file}: {line}", rng.choice(("According to {file}: {line}", "{file} says: {line}"))
