@@ -14,16 +14,10 @@ from trivium.recipes.tool_requests.patterns import careless, filled, polite
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step
 
-
-ANAGRAMS = ("listen silent", "earth heart", "night thing", "dusty study", "below elbow")
-ANAGRAMS += ("stone notes", "cat act", "garden danger", "apple paper", "lemon melon", "tea ate")
-ANAGRAMS += (
-    "state taste",
-    "bread beard",
-    "table bleat",
-    "river drive",
-    "march charm",
-    "word world",
+ANAGRAMS = (
+    *("listen silent", "earth heart", "night thing", "dusty study", "below elbow", "word sword"),
+    *("stone notes", "cat act", "garden danger", "apple paper", "lemon melon", "tea ate"),
+    *("state taste", "bread beard", "table bleat", "river drive", "march charm", "pots stop"),
 )
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "pink")
 FRUIT = ("apple", "pear", "plum", "kiwi", "fig", "lemon", "grape", "mango")

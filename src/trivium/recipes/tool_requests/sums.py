@@ -1,7 +1,8 @@
 """Requests that name the sum themselves, in English and Chinese, and word problems in Chinese.
 
-A slot such as {a} is a number of `_numbers`, {a_w} that number in English words (forty-two), {a_z} in
-Chinese ones (四十二); decimal numbers have no words.
+A slot such as {a} is a number of `_numbers`, {a_w} that number in English words (forty-two),
+{a_z} in Chinese ones (四十二); decimal numbers have no words. The first rows of the table, the most
+ordinary ones, are drawn more often.
 """
 
 import random
@@ -117,6 +118,7 @@ def plain_sum(rng: random.Random, chinese: bool = False) -> Exchange:
         for row in table("sums")
         if chinese == any(char >= "一" for char in row[0] if char < "！")
     ]
+    rows += rows[: len(rows) // 10] * 3
     while True:
         pattern, form = rng.choice(rows)
         digits = _numbers(rng)
