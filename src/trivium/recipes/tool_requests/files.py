@@ -204,8 +204,7 @@ def searched(rng: random.Random, kind: str = "", chinese: bool = False) -> str:
         return rng.choice(words("searched_chinese"))
     if kind == "code":
         name = identifier(rng)
-        forms = (name, name, name, f"{name}()", f"import {name}", f"self.{name}", f"def {name}")
-        return rng.choice(forms)
+        return rng.choice((name, name, name, name, f"{name}()", f"self.{name}"))
     if kind == "error":
         return rng.choice(words("errors"))
     roll = rng.random()
@@ -221,7 +220,7 @@ def searched(rng: random.Random, kind: str = "", chinese: bool = False) -> str:
             rng.randint(2, 9999)
         )
     if roll < 0.32:
-        return identifier(rng)
+        return rng.choice(("", "", "import ", "def ", "class ", "@")) + identifier(rng)
     if roll < 0.35 and not kind:
         return rng.choice(words("searched_chinese"))
     lists = ("searched", "searched", "phrases_searched", "codes", "errors", "foods", "cities")

@@ -252,7 +252,24 @@ def read_and_ask(rng: random.Random) -> list[Exchange]:
 
 
 def same_again(rng: random.Random) -> list[Exchange]:
-    """`And what about b.txt?` after a.txt; likewise for folders."""
+    """`And what about b.txt?` after a.txt; likewise for folders and searches."""
+    if rng.random() < 0.3:
+        folder = rng.choice(("", rng.choice(words("folders"))))
+        there, found = {"path": folder} if folder else {}, [path_of(rng), path_of(rng)]
+        sought = [files.searched(rng, "word"), files.searched(rng, "word")]
+        ways = sentences("files_search_in" if folder else "files_search")
+        pattern = rng.choice([text for text in ways if text.isascii()])
+        first = filled(pattern, rng, {"what": sought[0], "folder": folder})
+        again = filled("[And|and|What about|Now|now look for] {x}[?|]", rng, {"x": sought[1]})
+        where = f"{folder}/" if folder else ""
+        return [
+            Exchange(
+                request,
+                (Step("search_files", {"pattern": what} | there, f"{where}{path}:3: {what}"),),
+                f"{what} is in {where}{path}.",
+            )
+            for request, what, path in zip((first, again), sought, found, strict=True)
+        ]
     if rng.random() < 0.5:
         paths = (path_of(rng), path_of(rng))
         lines = _lines(rng, 2)
@@ -300,6 +317,7 @@ def picture_and_more(rng: random.Random) -> list[Exchange]:
     request = "[Draw|Make a picture of|Paint|Create an image of|Sketch|I want a picture of] {scene}"
     request = filled(request, rng, {"scene": scene})
     if rng.random() < 0.4:
+        asked = re.sub("^(Now|Then|And) ", "", asked)
         return [Exchange(f"{request}, then {asked[:1].lower()}{asked[1:]}", (draw, then), after)]
     return [
         Exchange(f"{request}.", (draw,), f"Here is your picture: {path}"),
@@ -311,8 +329,31 @@ def known_before(rng: random.Random) -> list[Exchange]:
     """Something was said in plain words, and is needed now."""
     names = [name_of_file(rng) for _ in range(rng.randint(2, 4))]
     place, path = rng.randrange(len(names)), path_of(rng)
-    kind = rng.randrange(3)
-    if kind == 0:
+    kind = rng.randrange(4)
+    if kind == 3:
+        picture = DRAWS["picture"](rng)
+        told = "[My photo is|I uploaded|Here is a picture:|The picture is called] {picture}[.|]"
+        before = Exchange(
+            filled(told, rng, {"picture": picture}),
+            (),
+            rng.choice(("Good to know.", "OK.", "What shall I do with it?")),
+            learnt=False,
+        )
+        name = rng.choice(("change", "object"))
+        what = DRAWS[name](rng)
+        if name == "change":
+            request, path = "[Please |Now |Can you |]{x}[.|]", f"edited-{rng.randint(1, 99)}.png"
+            step = Step("edit_picture", {"path": picture, "instruction": what}, path)
+            said = f"The changed picture is {path}."
+        else:
+            request = (
+                "[Cut out the {x}|cut the {x} out|I only need the {x}, cut it out][.|, please|]"
+            )
+            path = f"cutout-{rng.randint(1, 99)}.png"
+            step = Step("cut_out", {"path": picture, "what": what}, path)
+            said = f"The {what} is in {path}."
+        request = filled(request, rng, {"x": what})
+    elif kind == 0:
         numbered = ", ".join(f"{i}. {name}" for i, name in enumerate(names, start=1))
         before = Exchange(
             "which documents are in this folder?",

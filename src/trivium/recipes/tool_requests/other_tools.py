@@ -118,6 +118,13 @@ CHINESE: dict[str, Draw] = {
     "picture": lambda r: _picture(r, r.random() < 0.4),
 }
 
+CHINESE_ANSWERS = {
+    "draw_picture": "图片画好了：picture-{id}.png",
+    "edit_picture": "改好的图片是 edited-{id}.png。",
+    "cut_out": "{object}在 cutout-{id}.png 里。",
+    "search_documents": "文件 {file} 里写着：{line}",
+}
+
 OURS_NEXT = {"draw_picture", "edit_picture", "cut_out", "search_documents"}
 
 
@@ -161,10 +168,17 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
         requests = chosen(rng.choice((requests, *4 * sentences(name))), rng)
         if not requests.isascii():
             drawn |= {slot: draw(rng) for slot, draw in CHINESE.items()}
+            line = filled(
+                rng.choice(sentences("document_lines_chinese")),
+                rng,
+                {slot: str(value) for slot, value in drawn.items()},
+            )
+            drawn["line"] = line
+            result, answer = "{file}: {line}" if "doc" in name else result, CHINESE_ANSWERS[name]
         elif "of_it}" in requests.lower():
             drawn["change"] = _change(rng, "changes_of_it")
             drawn["of_it"] = re.sub(r"\bit\b", lambda _: drawn["picture"], drawn["change"], count=1)
-    if name == "search_documents":
+    if name == "search_documents" and requests.isascii():
         result, answer = _found(requests, drawn, rng)
     shown: Mapping[str, str] = {slot: str(value) for slot, value in drawn.items()}
     arguments = {}
@@ -186,14 +200,26 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
 def _found(request: str, drawn: dict[str, Any], rng: random.Random) -> tuple[str, str]:
     """What the documents say, and the answer, as patterns; `drawn` gets the query."""
     if "{question}" in request:
-        drawn["question"] = drawn["topic"] = rng.choice(words("document_questions"))
-        line = filled(rng.choice(sentences("file_lines")), rng, values(rng))
-    elif rng.random() < 0.4:
+        known = values(rng)
+        if rng.random() < 0.5:
+            line, question, answer = rng.choice(table("facts"))
+            line, answer = filled(line, rng, known), filled(answer, rng, known)
+            question = filled(question, rng, known)
+            drawn["question"] = f"{question[:1].upper()}{question[1:]}?"
+        else:
+            place = rng.randrange(len(words("document_questions")))
+            drawn["question"] = words("document_questions")[place]
+            line = answer = filled(words("document_answers")[place], rng, known)
+        drawn |= {"topic": drawn["question"], "line": line, "answer": answer}
+        if rng.random() < 0.1:
+            return "[nothing found]", "The documents do not say."
+        return "{file}: {line}", "{answer} It is in {file}."
+    if rng.random() < 0.4:
         return "{file}: {name} decides on {topic} by {day}.", (
             "According to {file}, {name} decides on {topic} by {day}."
         )
-    else:
-        slots = {name: str(drawn[name]) for name in ("name", "day", "city", "n", "k", "topic")}
-        line = filled(rng.choice(sentences("document_lines")), rng, slots)
-    drawn["line"] = line
-    return "{file}: {line}", rng.choice(("According to {file}: {line}", "{file} says: {line}"))
+    slots = {name: str(drawn[name]) for name in ("name", "day", "city", "n", "k", "topic")}
+    drawn["line"] = filled(rng.choice(sentences("document_lines")), rng, slots)
+    return "{file}: {line}", rng.choice(
+        ("According to {file}: {line}", "In {file} it says: {line}")
+    )
