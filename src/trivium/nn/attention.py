@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trivium.nn.segments import Segments
 
 
-SHORT = 512  # tokens, see `_by_products`
+SCORES = 2**25  # at most, of what attends by products: they are kept for the backward pass
 BLOCK = 128  # queries whose products are made at a time
 
 
@@ -149,7 +149,7 @@ def attend(
         if window is not None:
             seen = seen.triu_(past - window + 1)
         shown = seen if shown is None else seen & shown
-    if shown is None and span == count and _by_products(v):
+    if shown is None and span == count and _by_products(q, v):
         return _products(q.to(v.dtype), k.to(v.dtype), v, causal=causal, scale=scale)
     return F.scaled_dot_product_attention(
         q,
@@ -162,11 +162,13 @@ def attend(
     )
 
 
-def _by_products(v: Tensor) -> bool:
-    """Whether two products are faster than PyTorch's fused kernel: trained in bfloat16 on a CPU,
-    by 5 times for texts of 32 tokens and twice for 512 (bench/training_parts.py)."""
+def _by_products(q: Tensor, v: Tensor) -> bool:
+    """Whether products are faster than PyTorch's fused kernel: trained in bfloat16 on a CPU, by 5
+    times for texts of 32 tokens, twice for 512 and 1.3 times for 1,024
+    (bench/training_parts.py)."""
     trained = torch.is_grad_enabled() and v.requires_grad
-    return trained and v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.shape[2] <= SHORT
+    scores = q.shape[0] * q.shape[1] * q.shape[2] ** 2
+    return trained and v.device.type == "cpu" and v.dtype == torch.bfloat16 and scores <= SCORES
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None) -> Tensor:

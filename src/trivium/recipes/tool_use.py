@@ -23,7 +23,7 @@ from trivium import hub, models
 from trivium.data import ConversationBatches, Conversations, conversations
 from trivium.errors import UsageError
 from trivium.files import read_json_lines, write_atomic
-from trivium.language.adapters import CONFIG, add_lora, save_adapter
+from trivium.language.adapters import CONFIG, add_lora, load_adapter, save_adapter
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.losses import masked_token
 from trivium.language.pretrained import LanguageModel
@@ -34,6 +34,7 @@ from trivium.recipes import tool_requests
 from trivium.recipes.config import RecipeConfig
 from trivium.recipes.run import Run
 from trivium.recipes.tool_requests.dialogues import dialogues
+from trivium.recipes.tool_requests.problems import Problem, read_problems
 from trivium.recipes.tool_requests.replay import Reply, replies
 from trivium.train import TrainConfig, train
 
@@ -52,6 +53,8 @@ LIMITS = (
 @dataclass(frozen=True)
 class Config(RecipeConfig):
     model: str = hub.DEFAULT  # whose chat template is ChatML
+    problems: str = ""  # a file of word problems in the form of GSM8K, besides those made up
+    start: str = ""  # an adapter to go on from
     steps: int = 840  # one row each
     length: int = 1024  # tokens of a row
     conversations: int = 2000  # that are made, of one to seven requests
@@ -70,8 +73,10 @@ def main(config: Config) -> dict[str, Any]:
     loaded = models.load(path, device=str(run.device), precision="bfloat16")
     plain = _plain(run, config, path)
     count = DRY if config.dry_run else config.conversations
-    corpus = conversations(_made(plain, config.seed, count), name="conversations with tools")
-    held_out = conversations(_made(plain, config.seed + 1, HELD_OUT))
+    problems = read_problems(config.problems) if config.problems else []
+    made = _made(plain, problems, config.seed, count)
+    corpus = conversations(made, name="conversations with tools")
+    held_out = conversations(_made(plain, problems, config.seed + 1, HELD_OUT))
     run.data(corpus, licence="made by this recipe")
     batches = _batches(corpus, loaded, plain, config, seed=config.seed)
     adapt(loaded, config)
@@ -133,9 +138,11 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     return found
 
 
-def _made(plain: Sequence[Reply], seed: int, count: int) -> list[dict[str, Any]]:
+def _made(
+    plain: Sequence[Reply], problems: Sequence[Problem], seed: int, count: int
+) -> list[dict[str, Any]]:
     """Conversations as records."""
-    made = islice(dialogues(seed, plain), count)
+    made = islice(dialogues(seed, plain, problems), count)
     return [{"messages": d.messages, "tools": d.tools or None} for d in made]
 
 
@@ -173,14 +180,18 @@ def _batches(
 
 
 def adapt(loaded: LanguageModel, config: Config) -> None:
-    """Give the model an adapter on all but its first blocks. Those cost as much as the others, and
-    without them the gradient need not go that far down."""
+    """Give the model an adapter, the one to go on from or a new one on all but its first blocks:
+    those cost as much as the others, and without them the gradient need not go that far down."""
     blocks = len(loaded.model.layers)
     if not 0 <= config.skipped < blocks:
         raise UsageError(
             f"skipped={config.skipped}: the model has {blocks} blocks, one must be left"
         )
     torch.manual_seed(config.seed)
+    if config.start:
+        load_adapter(loaded.model, Path(config.start).expanduser())
+        loaded.model.train()
+        return
     add_lora(loaded.model, config.rank, 2.0 * config.rank)
     for name, layer in list(lora_layers(loaded.model)):
         if int(name.split(".")[1]) < config.skipped:
@@ -210,6 +221,7 @@ def write_adapter(loaded: LanguageModel, folder: Path, config: Config) -> None:
         layer.parts.to(torch.bfloat16)
     save_adapter(loaded.model, folder, base=config.model)
     written = json.loads((folder / CONFIG).read_text())
-    written["layers_to_transform"] = list(range(config.skipped, len(loaded.model.layers)))
+    adapted = {int(name.split(".")[1]) for name, _ in lora_layers(loaded.model)}
+    written["layers_to_transform"] = sorted(adapted)
     write_atomic(folder / CONFIG, json.dumps(written, indent=2) + "\n")
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")

@@ -10,7 +10,7 @@ import random
 import re
 from datetime import date, timedelta
 
-from trivium.recipes.tool_requests.patterns import careless, filled, polite
+from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese, polite
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step
 
@@ -113,7 +113,7 @@ def python_task(rng: random.Random) -> Exchange:
         if result and len(result) < 160:
             break
     request = filled(careless(_alternatives(pattern), rng), rng, values)
-    if request.isascii() and "{t}" not in pattern:
+    if not is_chinese(request) and "{t}" not in pattern:
         request = polite(request, rng)
     said = result.replace("\n", " ").strip()
     yes, no = ("是", "不是") if "。" in answer else ("Yes", "No")
@@ -137,7 +137,7 @@ def terminal_task(rng: random.Random) -> Exchange:
                 f"That did not work: {tool} was not found.",
             )
     request = filled(_alternatives(pattern), rng, values)
-    if request.isascii() and pattern != "{cmd}":
+    if not is_chinese(request) and pattern != "{cmd}":
         request = polite(request, rng)
     said = filled(answer, rng, values)
     return Exchange(

@@ -15,6 +15,8 @@ from trivium.recipes.tool_requests.code import python_task, terminal_task
 from trivium.recipes.tool_requests.files import list_task, read_task, search_task, write_task
 from trivium.recipes.tool_requests.linked import linked
 from trivium.recipes.tool_requests.other_tools import OURS_NEXT, other_task, schemas
+from trivium.recipes.tool_requests.patterns import is_chinese
+from trivium.recipes.tool_requests.problems import Problem, problem
 from trivium.recipes.tool_requests.replay import Reply
 from trivium.recipes.tool_requests.stories import story
 from trivium.recipes.tool_requests.sums import chinese_story, plain_sum
@@ -64,28 +66,26 @@ class Dialogue:
     whole: bool = True
 
 
-def task(rng: random.Random) -> list[Exchange]:
+def task(rng: random.Random, problems: Sequence[Problem] = ()) -> list[Exchange]:
     """One request, or two that hang together."""
-    roll = rng.random()
     makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
-        (0.3, lambda: [story(rng)]),
+        (0.20 if problems else 0.30, lambda: [story(rng)]),
+        (0.25 if problems else 0, lambda: [problem(rng, problems)]),
         (0.09, lambda: [plain_sum(rng)]),
-        (0.025, lambda: [plain_sum(rng, chinese=True)]),
-        (0.045, lambda: [chinese_story(rng)]),
-        (0.14, lambda: [python_task(rng)]),
-        (0.04, lambda: [terminal_task(rng)]),
-        (0.05, lambda: [read_task(rng)]),
-        (0.07, lambda: [list_task(rng)]),
-        (0.08, lambda: [search_task(rng)]),
-        (0.04, lambda: [write_task(rng)]),
-        (0.04, lambda: [other_task(rng, OURS_NEXT)]),
+        (0.02, lambda: [plain_sum(rng, chinese=True)]),
+        (0.03, lambda: [chinese_story(rng)]),
+        (0.12, lambda: [python_task(rng)]),
+        (0.03, lambda: [terminal_task(rng)]),
+        (0.04, lambda: [read_task(rng)]),
+        (0.05, lambda: [list_task(rng)]),
+        (0.07, lambda: [search_task(rng)]),
+        (0.05, lambda: [write_task(rng)]),
+        (0.11, lambda: [other_task(rng, OURS_NEXT)]),
         (0.03, lambda: [other_task(rng)]),
+        (0.10, lambda: linked(rng)),
     )
-    for share, make in makers:
-        roll -= share
-        if roll < 0:
-            return make()
-    return linked(rng)
+    (_, make), *_ = rng.choices(makers, [share for share, _ in makers])
+    return make()
 
 
 def tool_list(
@@ -94,11 +94,11 @@ def tool_list(
     """The names of a list: mostly ours, alone or with others, in the order the kernel has them."""
     others = [name for name in all_tools if name not in ours]
     roll = rng.random()
-    if roll < 0.5:
+    if roll < 0.35:
         return list(ours)
-    if roll < 0.6:
+    if roll < 0.65:
         return [*ours, *sorted(OURS_NEXT, key=others.index)]
-    if roll < 0.75:
+    if roll < 0.77:
         return [*ours, *rng.sample(others, rng.randint(1, 3))]
     if roll < 0.9:
         some = [*rng.sample(list(ours), rng.randint(2, 5)), *rng.sample(others, rng.randint(0, 3))]
@@ -125,14 +125,16 @@ def _fitting(
         if set(expression) <= set("0123456789.+-*/() ") and "…" not in step.result:
             code = Step("python", {"code": f"print({expression})"}, step.result)
             return [replace(found[0], steps=(code,))]
-    if missing <= REFUSED and len(found) == 1 and rng.random() < 0.25:
-        told = REFUSALS if found[0].request.isascii() else REFUSALS_CHINESE
+    if missing <= REFUSED and len(found) == 1 and rng.random() < 0.1:
+        told = REFUSALS_CHINESE if is_chinese(found[0].request) else REFUSALS
         return [Exchange(found[0].request, (), rng.choice(told))]
     return None
 
 
-def dialogues(seed: int, replies: Sequence[Reply]) -> Iterator[Dialogue]:
-    """Endless; `replies` are the plain turns, used in turn."""
+def dialogues(
+    seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = ()
+) -> Iterator[Dialogue]:
+    """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file."""
     rng = random.Random(seed)
     ours_made = {tool.name: tool.to_json() for tool in builtin_tools(Workspace.__new__(Workspace))}
     ours = list(ours_made)
@@ -140,14 +142,18 @@ def dialogues(seed: int, replies: Sequence[Reply]) -> Iterator[Dialogue]:
     plain = _shuffled(replies, rng)
     while True:
         offered = tool_list(rng, all_tools, ours)
-        messages, whole = _messages(offered, ours, plain, rng)
+        messages, whole = _messages(offered, ours, plain, problems, rng)
         tools = [all_tools[name] for name in offered]
         called = any("tool_calls" in message for message in messages)
         yield Dialogue(messages, [] if not called and rng.random() < 0.3 else tools, whole)
 
 
 def _messages(
-    offered: Sequence[str], ours: Sequence[str], plain: Iterator[Reply], rng: random.Random
+    offered: Sequence[str],
+    ours: Sequence[str],
+    plain: Iterator[Reply],
+    problems: Sequence[Problem],
+    rng: random.Random,
 ) -> tuple[list[dict[str, Any]], bool]:
     """Some turns, and whether the last one is whole."""
     messages: list[dict[str, Any]] = []
@@ -164,7 +170,7 @@ def _messages(
             continue
         fitting = None
         while fitting is None:
-            found = task(rng)
+            found = task(rng, problems)
             if len(offered) < 5 and rng.random() < 0.7:
                 names = {name for name in offered if name not in ours}
                 found = [other_task(rng, names)] if names else found

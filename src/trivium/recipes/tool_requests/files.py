@@ -2,7 +2,7 @@
 
 import random
 
-from trivium.recipes.tool_requests.patterns import careless, filled, polite
+from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese, polite
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step, number_word
 
@@ -174,7 +174,7 @@ def list_task(rng: random.Random) -> Exchange:
         if chinese:
             pattern = rng.choice(sentences("files_list_chinese"))
     request = filled(careless(pattern, rng), rng, {"folder": folder, "name": wanted})
-    chinese = not request.isascii()
+    chinese = is_chinese(request)
     if rng.random() < 0.08:
         text, said = (
             "[the folder is empty]",
@@ -233,7 +233,7 @@ def search_task(rng: random.Random) -> Exchange:
         kind = rng.choice(("code", "code", "error"))
         where = "" if kind == "error" else where
     pattern = rng.choice(sentences(f"files_search{kind and '_' + kind}{where}"))
-    inside, chinese = where == "_in", not pattern.isascii()
+    inside, chinese = where == "_in", is_chinese(pattern)
     what, folder = searched(rng, kind, chinese), folder_name(rng, chinese and rng.random() < 0.5)
     path = path_of(rng)
     quoted = 0.6 if " " in what and kind != "code" else 0.3
@@ -315,7 +315,7 @@ def _block(rng: random.Random) -> str:
 def write_task(rng: random.Random) -> Exchange:
     kind = rng.choices(("files_write", "files_write_lines", "files_write_items"), (76, 15, 9))[0]
     pattern = rng.choice(sentences(kind))
-    chinese = not pattern.isascii()
+    chinese = is_chinese(pattern)
     path = path_of(rng, chinese)
     if kind == "files_write_lines":
         text = _block(rng)

@@ -8,7 +8,7 @@ from trivium.llmos.calculator import calculate
 from trivium.recipes.tool_requests import files
 from trivium.recipes.tool_requests.files import listing, name_of_file, path_of
 from trivium.recipes.tool_requests.other_tools import DRAWS
-from trivium.recipes.tool_requests.patterns import careless, filled
+from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese
 from trivium.recipes.tool_requests.stories import story
 from trivium.recipes.tool_requests.sums import plain_sum
 from trivium.recipes.tool_requests.tables import sentences, table, words
@@ -29,8 +29,8 @@ def sum_and_more(rng: random.Random) -> list[Exchange]:
         result = first.steps[0].result
         if re.fullmatch(r"\d{1,7}(\.\d{1,4})?", result):
             break
-    chinese = not first.request.isascii()
-    rows = [row for row in table("follow_up_sums") if row[0].isascii() != chinese] or list(
+    chinese = is_chinese(first.request)
+    rows = [row for row in table("follow_up_sums") if is_chinese(row[0]) == chinese] or list(
         table("follow_up_sums")
     )
     pattern, form = rng.choice(rows)
@@ -157,7 +157,7 @@ def find_and_open(rng: random.Random) -> list[Exchange]:
             {"what": what},
         )
         return [Exchange(request, (search, read), f"{path} says: {text}")]
-    ways = [text for text in sentences("files_search") if text.isascii()]
+    ways = [text for text in sentences("files_search") if not is_chinese(text)]
     request = filled(rng.choice(ways), rng, {"what": what})
     asked = filled(
         "[Open it|Show me that file|read it|What else does it say?|Read the whole file][.|]",
@@ -258,7 +258,7 @@ def same_again(rng: random.Random) -> list[Exchange]:
         there, found = {"path": folder} if folder else {}, [path_of(rng), path_of(rng)]
         sought = [files.searched(rng, "word"), files.searched(rng, "word")]
         ways = sentences("files_search_in" if folder else "files_search")
-        pattern = rng.choice([text for text in ways if text.isascii()])
+        pattern = rng.choice([text for text in ways if not is_chinese(text)])
         first = filled(pattern, rng, {"what": sought[0], "folder": folder})
         again = filled("[And|and|What about|Now|now look for] {x}[?|]", rng, {"x": sought[1]})
         where = f"{folder}/" if folder else ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trivium.recipes.tool_requests.files import path_of, values
-from trivium.recipes.tool_requests.patterns import careless, chosen, filled
+from trivium.recipes.tool_requests.patterns import careless, chosen, filled, is_chinese
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step
 
@@ -166,7 +166,7 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
     name, _, rest = signature.partition("(")
     if name in OURS_NEXT:
         requests = chosen(rng.choice((requests, *4 * sentences(name))), rng)
-        if not requests.isascii():
+        if is_chinese(requests):
             drawn |= {slot: draw(rng) for slot, draw in CHINESE.items()}
             line = filled(
                 rng.choice(sentences("document_lines_chinese")),
@@ -178,7 +178,7 @@ def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
         elif "of_it}" in requests.lower():
             drawn["change"] = _change(rng, "changes_of_it")
             drawn["of_it"] = re.sub(r"\bit\b", lambda _: drawn["picture"], drawn["change"], count=1)
-    if name == "search_documents" and requests.isascii():
+    if name == "search_documents" and not is_chinese(requests):
         result, answer = _found(requests, drawn, rng)
     shown: Mapping[str, str] = {slot: str(value) for slot, value in drawn.items()}
     arguments = {}

@@ -31,6 +31,10 @@ class Subject:
         return {"who": self.name, "they": self.pronoun, "their": self.possessive}
 
 
+def is_chinese(text: str) -> bool:
+    return any("一" <= char <= "鿿" for char in text)
+
+
 def chosen(pattern: str, rng: random.Random) -> str:
     """The pattern with its choices made."""
     while found := _INNERMOST.search(pattern):

@@ -6,7 +6,7 @@ question about the world. The untrained model itself gives the answers that are 
 
 import random
 
-from trivium.recipes.tool_requests.patterns import careless, filled
+from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese
 from trivium.recipes.tool_requests.tables import sentences, words
 
 
@@ -47,6 +47,6 @@ def _written(pattern: str, rng: random.Random) -> str:
     text = filled(pattern, rng, _slots(rng))
     return (
         text
-        if not text.isascii()
+        if is_chinese(text)
         else careless(text[:1].upper() + text[1:] if rng.random() < 0.8 else text, rng)
     )
