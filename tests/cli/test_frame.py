@@ -193,6 +193,21 @@ def test_a_command_chooses_its_exit_code(command: Callable[..., Result], code: i
     assert (result.exit_code, result.output) == (code, "")
 
 
+@pytest.mark.parametrize(
+    "given, found",
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_leave_the_core_to_others(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    CliRunner().invoke(cli.main, ["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
 def test_a_closed_pipe_is_silent() -> None:
     reader, writer = os.pipe()
     os.close(reader)
