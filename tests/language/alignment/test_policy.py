@@ -22,12 +22,13 @@ from trivium.language.alignment.policy import (
     ActorCritic,
     clipped,
     clipped_value,
+    critic_of,
     grpo_loss,
     k3,
     ppo_loss,
 )
 from trivium.language.alignment.reference import Reference
-from trivium.nn.lora import lora_parameters
+from trivium.nn.lora import lora_layers, lora_parameters
 
 SPANS = [(3, 9), (2, 15), (6, 7), (1, 16)]
 
@@ -133,12 +134,13 @@ def test_k3_is_unbiased_and_never_negative() -> None:
 # -- whole losses ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["value model", "head"])
 def test_the_first_step_of_ppo_is_the_policy_gradient(
-    tiny: Callable[..., Any], replies: Callable[..., Any]
+    own: bool, tiny: Callable[..., Any], replies: Callable[..., Any]
 ) -> None:
     """With log-probabilities of the same forward pass the ratio is exactly 1, nothing is clipped,
     and the gradient is that of −Σ A log π + c · ½ Σ (V − R)²."""
-    model = ActorCritic(tiny())
+    model = ActorCritic(tiny(), tiny(seed=5) if own else None)
     torch.nn.init.normal_(model.value.weight)
     batch = replies(SPANS)
     real = batch["targets"] != IGNORE
@@ -146,7 +148,7 @@ def test_the_first_step_of_ppo_is_the_policy_gradient(
         at = places(model.policy, batch)
         old = said(model.policy, batch, at=at)
         batch["logprobs"] = torch.zeros(4, 16).masked_scatter(real, old.logprobs)
-        batch["values"] = torch.zeros(4, 16).masked_scatter(real, model.values(at.features))
+        batch["values"] = torch.zeros(4, 16).masked_scatter(real, model.values(batch, at))
     batch["advantages"], batch["returns"] = drawn(4, 16), drawn(4, 16, seed=1)
     loss = ppo_loss(model, batch, value_weight=0.3)
     assert loss.metrics["drift"] == 0 and loss.metrics["clipped"] == 0
@@ -156,13 +158,38 @@ def test_the_first_step_of_ppo_is_the_policy_gradient(
     ours = torch.autograd.grad(loss.total, list(model.parameters()))
     log_p = torch.log_softmax(model.policy(batch["ids"]), -1)
     picked = log_p.gather(2, batch["targets"].clamp(min=0)[:, :, None])[:, :, 0][real]
-    values = model.values(model.policy.features(batch["ids"]))[real]
+    features = (model.critic or model.policy).features(batch["ids"])[real]
+    values = model.value(features)[:, 0]
     plain = -(batch["advantages"][real] * picked).sum()
     plain = plain + 0.3 * 0.5 * ((values - batch["returns"][real]) ** 2).sum()
     theirs = torch.autograd.grad(plain, list(model.parameters()))
     for name, mine, wanted in zip(names, ours, theirs, strict=True):
         scale = float(wanted.abs().max())
         torch.testing.assert_close(mine, wanted, rtol=0, atol=2e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_value_model_begins_as_the_policy_and_leaves_it_alone(
+    lora: bool, tiny: Callable[..., Any], replies: Callable[..., Any]
+) -> None:
+    policy, batch = tiny(), replies(SPANS)
+    if lora:
+        add_lora(policy, 4)
+        for _, layer in lora_layers(policy):
+            torch.nn.init.normal_(layer.changes[0].b)
+    critic = critic_of(policy)
+    before = policy.features(batch["ids"])
+    assert torch.equal(critic.features(batch["ids"]), before)
+    ours, theirs = dict(policy.named_parameters()), dict(critic.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (theirs[name] is tensor) == (not tensor.requires_grad), name
+    with torch.no_grad():
+        for tensor in theirs.values():
+            if tensor.requires_grad:
+                tensor.add_(1)
+    assert torch.equal(policy.features(batch["ids"]), before)
+    assert not torch.equal(critic.features(batch["ids"]), before)
 
 
 def test_grpo_averages_tokens_within_answers(

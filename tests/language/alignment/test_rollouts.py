@@ -16,7 +16,7 @@ from trivium.language.adapters import add_lora
 from trivium.language.alignment.advantages import KLController
 from trivium.language.alignment.experience import GRPOExperience, PPOExperience, verified
 from trivium.language.alignment.logprobs import said
-from trivium.language.alignment.policy import ActorCritic, grpo_loss, ppo_loss
+from trivium.language.alignment.policy import ActorCritic, critic_of, grpo_loss, ppo_loss
 from trivium.language.alignment.reference import Reference
 from trivium.language.alignment.rollouts import (
     Answer,
@@ -197,7 +197,7 @@ def setup(
         experience: Any = GRPOExperience(of.model, reference, letters, filler=0)
         model, loss = of.model, partial(grpo_loss, beta=0.02)
     else:
-        model, loss = ActorCritic(of.model), ppo_loss
+        model, loss = ActorCritic(of.model, critic_of(of.model)), ppo_loss
         controller = KLController(0.02, target=4.0, horizon=500)
         experience = PPOExperience(model, reference, letters, controller, filler=0)
     return model, loss, Rollouts(answerer, PROMPTS, encoded, experience, **settings)

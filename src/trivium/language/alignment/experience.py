@@ -133,7 +133,7 @@ class PPOExperience(_OfPolicy):
         at = places(self._model.policy, batch)
         logprobs = self._logprobs(self._model.policy, batch, at=at)
         values = torch.zeros_like(logprobs)
-        values[at.rows, at.columns] = self._model.values(at.features)
+        values[at.rows, at.columns] = self._model.values(batch, at)
         with self._reference as frozen:
             before = self._logprobs(frozen, batch)
         return [logprobs, values, before]

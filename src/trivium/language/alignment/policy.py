@@ -8,15 +8,18 @@
 All are of the N tokens of some answers, and not yet averaged.
 """
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trivium.data import IGNORE
 from trivium.language.alignment.logprobs import said
-from trivium.language.alignment.places import places
+from trivium.language.alignment.places import Places, places
 from trivium.language.transformer import Transformer
+from trivium.nn.lora import lora_layers
 from trivium.train import Loss
 
 
@@ -39,19 +42,33 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 class ActorCritic(nn.Module):
-    """The policy, and beside it the value of every place in its answers, by a linear head on the
-    same features: what PPO trains."""
+    """The policy, and the value of every place in its answers: what PPO trains.
 
-    def __init__(self, policy: Transformer) -> None:
+    critic: the value model, a Transformer whose features a linear head reads (see `critic_of`);
+        None: the head reads those of the policy
+    """
+
+    def __init__(self, policy: Transformer, critic: Transformer | None = None) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.critic = policy, critic
         self.value = nn.Linear(policy.config.width, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def values(self, features: Tensor) -> Tensor:
-        """(…, C) → (…)"""
+    def values(self, batch: Mapping[str, Tensor], at: Places) -> Tensor:
+        """(N,) at the places of answers; `at` are the policy's features there."""
+        features = at.features if self.critic is None else places(self.critic, batch).features
         return self.value(features).squeeze(-1).float()
+
+
+def critic_of(policy: Transformer) -> Transformer:
+    """A model that begins as the policy and is trained apart from it. What is frozen is shared:
+    with LoRA, only the changes are its own."""
+    frozen: dict[int, Any] = {
+        id(tensor): tensor for tensor in policy.parameters() if not tensor.requires_grad
+    }
+    frozen |= {id(layer.base): layer.base for _, layer in lora_layers(policy)}
+    return copy.deepcopy(policy, frozen)
 
 
 def ppo_loss(
@@ -75,7 +92,7 @@ def ppo_loss(
     old, advantage = batch["logprobs"][real], batch["advantages"][real]
     policy = clipped(now.logprobs, old, advantage, clip).sum()
     value = clipped_value(
-        model.values(at.features), batch["values"][real], batch["returns"][real], value_clip
+        model.values(batch, at), batch["values"][real], batch["returns"][real], value_clip
     ).sum()
     total = policy + value_weight * value
     metrics = _drift(now.logprobs, old, clip)
