@@ -118,9 +118,14 @@ def served(engine: Callable[[str | None], Engine], tokenizer: Tokenizer) -> Call
         def language(name: str, engine: Engine) -> Callable[[], Language]:
             return lambda: Language(name, Batcher(engine, worker=worker))
 
+        def with_caller() -> Language:
+            caller = Language("both", Batcher(engine(WITH_TOOLS), worker=worker))
+            return Language("both", Batcher(engine(CHATML), worker=worker), caller)
+
         return Models(
             {
                 "tiny": language("tiny", tiny or engine(CHATML)),
+                "both": with_caller,
                 "tools": language("tools", engine(WITH_TOOLS)),
                 "base": language("base", engine(None)),
                 "letters": lambda: Embedding("letters", Letters(tokenizer), worker),

@@ -143,7 +143,7 @@ def test_wrong_embeddings(client: OpenAI, change: dict[str, Any]) -> None:
 
 def test_models(client: OpenAI) -> None:
     cards = client.models.list().data
-    assert [card.id for card in cards] == ["tiny", "tools", "base", "letters"]
+    assert [card.id for card in cards] == ["tiny", "both", "tools", "base", "letters"]
     assert client.models.retrieve("base").owned_by == "trivium"
     assert client.models.retrieve("tiny").model_extra == {
         "context_length": 2048,

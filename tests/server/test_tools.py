@@ -9,6 +9,8 @@ from openai import BadRequestError, OpenAI
 from tests.server.conftest import ASK, joined
 from tests.server.test_chat import SCHEMA
 
+from trivium.server import chat
+
 
 def function(name: str, parameters: dict[str, Any] | None = None) -> Any:
     described = {"name": name, "description": f"Does {name}."}
@@ -47,7 +49,7 @@ BARE = function("bare")
 NAMED = {"type": "function", "function": {"name": "nested"}}
 
 
-@pytest.mark.parametrize("model", ["tiny", "tools"])
+@pytest.mark.parametrize("model", ["tiny", "tools", "both"])
 @pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
 def test_a_choice_of_tool_is_kept(client: OpenAI, model: str, choice: Any) -> None:
     tools = [WEATHER, NESTED]
@@ -197,3 +199,66 @@ def test_a_hostile_pattern_is_never_run(client: OpenAI, model: str) -> None:
         model=model, messages=ASK, tools=tools, tool_choice="required", max_tokens=20, seed=1
     )
     assert answer.choices[0].finish_reason in ("tool_calls", "length")
+
+
+RESULT = [
+    {"role": "user", "content": "Is it hot?"},
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "a", "content": "28 degrees"},
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "choice", "begins", "of"),
+    [
+        (ASK, "auto", True, "tools"),  # the model with the adapter calls
+        (ASK, "auto", False, "tiny"),  # what needs no tool is answered without it
+        (ASK, "none", True, "tiny"),
+        (ASK, "required", False, "tools"),
+        (RESULT, "auto", False, "tools"),  # it says what its tool gave
+    ],
+)
+def test_whose_reply_it_is_where_another_model_calls(
+    messages: Any,
+    choice: str,
+    begins: bool,
+    of: str,
+    client: OpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`both` answers as `tiny` and calls as `tools`, whose weights are the same."""
+    routed = chat._routed
+
+    def decided(caller: Any, prompt: Any, call: Any, answer: Any, place: Any) -> None:
+        # Random weights never call: which way the sign points is told here.
+        routed(caller, prompt, call if begins else answer, call if begins else answer, place)
+
+    monkeypatch.setattr(chat, "_routed", decided)
+    asked: dict[str, Any] = {
+        "messages": messages,
+        "tools": [WEATHER],
+        "tool_choice": choice,
+        "max_tokens": 60,
+        "seed": 3,
+        "n": 2,
+    }
+    found = client.chat.completions.create(model="both", **asked)
+    if of == "tiny":
+        del asked["tools"], asked["tool_choice"]
+    wanted = client.chat.completions.create(model=of, **asked)
+    assert found.model == "both"
+    for ours, theirs in zip(found.choices, wanted.choices, strict=True):
+        assert said(ours) == said(theirs)
+    parts = list(client.chat.completions.create(model="both", stream=True, **asked))
+    assert joined(parts)["content"] == (found.choices[0].message.content or "")
+
+
+def said(choice: Any) -> tuple[str, str | None, list[tuple[str, str]]]:
+    calls = choice.message.tool_calls or []
+    called = [(call.function.name, call.function.arguments) for call in calls]
+    return choice.finish_reason, choice.message.content, called

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from trivium.language.generation import Token
+from trivium.language.generation import Request, Token
 from trivium.llmos import native_tools
 from trivium.llmos.local import told
 from trivium.llmos.messages import Finish, Message, Usage
@@ -32,6 +32,23 @@ from trivium.server.workers import Job, Place
 
 def plan(model: Language, body: ChatRequest) -> Plan:
     """Everything that can be refused is refused here, before anything waits or is computed."""
+    caller, last = model.caller, body.messages[-1]
+    if caller is None or not tool_calls.offer(body).tools:
+        return _planned(model, body)
+    calling = _planned(caller, body)
+    if body.tool_choice in (None, "auto") and last.role != "tool":
+        plain = _planned(model, body.model_copy(update={"tools": None, "tool_choice": None}))
+        prompt = _prompt(caller, _messages(body), tool_calls.offer(body), led=False)
+        choices = [
+            Choice(partial(_routed, caller, prompt, call.job, answer.job), call.read)
+            for call, answer in zip(calling.choices, plain.choices, strict=True)
+        ]
+        calling = replace(calling, choices=choices)
+    return replace(calling, model=model)
+
+
+def _planned(model: Language, body: ChatRequest) -> Plan:
+    """By one model."""
     messages = _messages(body)
     offered = tool_calls.offer(body)
     answer = _answer_schema(body)
@@ -125,6 +142,27 @@ def _prompt(model: Language, messages: Sequence[Message], offered: Offer, led: b
 
 def _last_request(messages: Sequence[Message]) -> int | None:
     return max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
+
+
+def _routed(
+    caller: Language,
+    prompt: Sequence[int],
+    call: Job[Any],
+    answer: Job[Any],
+    place: Place[Any],
+) -> None:
+    """One choice of a model whose calls another one writes: `call`, if that one's likeliest reply
+    begins with the sign of a call, or else `answer`."""
+
+    def work() -> None:
+        engine = SharedEngine(caller.batcher, place.left)
+        form = native_tools.form_of("\n".join(caller.template.sources))
+        first = next(iter(engine.generate(Request(prompt, max_tokens=1))))
+        sign = engine.tokenizer.encode(form.begin, special=True)[0]
+        calls = isinstance(first, Token) and first.id == sign
+        (call if calls else answer)(place)
+
+    place.thread(work)
 
 
 def _led(

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from trivium import hub, models
+from trivium import hub
 from trivium.errors import UsageError
 from trivium.language.batching import Batcher, Worker
 from trivium.language.embed import Embedder, is_embedder
 from trivium.language.engine import Engine
+from trivium.llmos.shipped import load_assistant
 from trivium.server.served import Embedding, Language, Model, Models
 
 
@@ -39,7 +40,10 @@ def _opener(name: str, device: str) -> tuple[str, Callable[[Worker], Model]]:
     def load(worker: Worker) -> Model:
         if is_embedder(path):
             return Embedding(id, Embedder.load(path, device=device), worker)
-        engine = Engine(models.load(path, device=device))
-        return Language(id, Batcher(engine, worker=worker))
+        plain, adapted = load_assistant(name, device=device)
+        caller = None
+        if adapted is not None:
+            caller = Language(id, Batcher(Engine(adapted), worker=worker))
+        return Language(id, Batcher(Engine(plain), worker=worker), caller)
 
     return id, load

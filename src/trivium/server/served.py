@@ -124,10 +124,14 @@ class Vectors:
 
 @dataclass
 class Language:
-    """A language model that is served. Only the batcher's worker lets its engine compute."""
+    """A language model that is served. Only the batcher's worker lets its engine compute.
+
+    caller: the same model with an adapter for calls, which writes them where tools are offered
+    """
 
     id: str
     batcher: Batcher
+    caller: "Language | None" = None
     created: int = field(default_factory=lambda: int(time.time()))
     _vectors: Vectors = field(default_factory=Vectors)
     _choosers: "OrderedDict[str, Chooser]" = field(default_factory=OrderedDict)
@@ -157,7 +161,8 @@ class Language:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept."""
-        return self.engine.slots.tokens
+        of_caller = self.caller.cached_tokens if self.caller else 0
+        return self.engine.slots.tokens + of_caller
 
     def chooser(self, tools: Sequence[Tool]) -> Chooser:
         """The one for these tools; made outside the lock, so that others need not wait."""
@@ -179,6 +184,8 @@ class Language:
 
     def close(self) -> None:
         self.batcher.close()
+        if self.caller:
+            self.caller.close()
 
 
 @dataclass
