@@ -44,6 +44,7 @@ def main(scenario: str, folder: Path) -> None:
     results = {}
     for parallel in scenario.split(","):
         results[parallel] = run(folder / parallel, parallel=parallel, accumulate=2)
+    results["muon"] = run(folder / "muon", parallel="fsdp", optimizer="muon", accumulate=2)
     if rank() == 0:
         flat = {f"{p}/{name}": t for p, state in results.items() for name, t in state.items()}
         save_file(flat, folder / "results.safetensors")

@@ -65,6 +65,18 @@ def test_two_processes_are_one(two: tuple[Path, dict[str, Tensor]], parallel: st
     torch.testing.assert_close(said, said_alone(), rtol=0, atol=1e-5)
 
 
+def test_muon_moves_split_matrices_as_whole_ones(two: tuple[Path, dict[str, Tensor]]) -> None:
+    """Its products are in bfloat16: what six steps of 0.01 move is the same to a twentieth."""
+    split = {n.removeprefix("muon/"): t for n, t in two[1].items() if n.startswith("muon/")}
+    whole, expected = alone(optimizer="muon")
+    torch.testing.assert_close(split.pop("losses"), torch.tensor(expected), rtol=1e-3, atol=0)
+    del split["said"]
+    assert_near(split, whole, 3e-3)
+    adamw, _ = alone()
+    moved = [n for n in whole if (whole[n] - adamw[n]).abs().max() > 1e-2]
+    assert any(whole[name].dim() == 2 for name in moved)
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_process_goes_on_from_the_snapshot_of_two(
     two: tuple[Path, dict[str, Tensor]], parallel: str, tmp_path: Path

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from trivium.errors import UsageError
 from trivium.train.config import TrainConfig
-from trivium.train.parallel import blocks, is_split
+from trivium.train.parallel import blocks
 
 EPS = 1e-8
 
@@ -87,11 +87,7 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> AdamW:
 
 
 def _muon(matrices: list[nn.Parameter], config: TrainConfig) -> Muon:
-    if any(is_split(p) for p in matrices):
-        raise UsageError(
-            "muon needs whole matrices: use parallel=ddp, or optimizer=adamw with fsdp"
-        )
-    return Muon(
+    return Muon(  # of matrices that ranks split, as DTensors, the products are of the whole ones
         matrices,
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
