@@ -44,6 +44,7 @@ REASONS = {
     "opens an interactive session",
     "sets up the project",
     "takes minutes",
+    "takes hours",
 }
 ENDPOINT = "http://localhost:8080"  # where the documentation has a server
 

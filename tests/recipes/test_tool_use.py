@@ -1,5 +1,7 @@
 """The recipe that teaches tools, on a model that knows nothing."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,11 @@ from trivium.language.chat_template import ChatTemplate
 from trivium.language.tokenizer import Tokenizer
 from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.recipes.run import Run
-from trivium.recipes.tool_use import REPLIES, TEMPLATE, Config, _plain, main
+from trivium.recipes.tool_requests.problems import read_problems
+from trivium.recipes.tool_requests.replay import Reply
+from trivium.recipes.tool_use import REPLIES, TEMPLATE, Config, _made, _plain, main
+
+REPLY = Reply((), "Hello!", "Hello, how can I help?", True)
 
 LAYERS = 3
 
@@ -58,6 +64,41 @@ def test_it_makes_an_adapter_that_the_model_takes(model: Path, tmp_path: Path) -
     assert read_adapter(folder, base.model.config).rank == 2
     template = ChatTemplate.from_folder(folder)
     assert template is not None and template.supports_tools
+
+
+def test_it_goes_on_from_an_adapter_with_problems_of_a_file(model: Path, tmp_path: Path) -> None:
+    first = Config(
+        out=str(tmp_path / "first"),
+        model=str(model),
+        steps=2,
+        length=4096,
+        conversations=4,
+        plain=2,
+        rank=2,
+        skipped=1,
+    )
+    main(first)
+    (tmp_path / "problems.jsonl").write_text(
+        json.dumps({"question": "Add 3 and 4 pens.", "answer": "<<3+4=7>>7\n#### 7"})
+    )
+    second = dataclasses.replace(
+        first,
+        out=str(tmp_path / "second"),
+        start=first.out,
+        problems=str(tmp_path / "problems.jsonl"),
+        skipped=0,  # of no account: what the adapter has is trained
+        conversations=12,
+        learning_rate=1e-6,
+    )
+    main(second)
+    config = models.load(model, precision="float32").model.config
+    found = [read_adapter(Path(run.out), config) for run in (first, second)]
+    assert found[0].parts.keys() == found[1].parts.keys()
+    for name in found[0].parts:
+        near, before = found[1].delta(name), found[0].delta(name)
+        torch.testing.assert_close(near, before, rtol=0, atol=1e-4)
+    made = _made([REPLY], read_problems(second.problems), second.seed, 12)
+    assert "pens." in json.dumps(made)
 
 
 def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:
