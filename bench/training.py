@@ -1,11 +1,16 @@
 """A step of training beside the obvious one: a model of transformers and the loop of its tutorials.
 
-    python bench/training.py [--layers 10] [--rows 4] [--length 256] [--precision float32|bfloat16]
-                             [--device cpu] [--threads 2] [--rounds 2] [--compile]
+    python bench/training.py [--family llama|gpt2] [--layers 10] [--rows 4] [--length 256]
+                             [--precision float32|bfloat16] [--device cpu] [--threads 2]
+                             [--rounds 2] [--compile]
 
-The same Llama architecture (that of SmolLM2-135M, with fewer layers unless told), the same weights,
-batch, length and precision, AdamW and clipping in both. Each engine runs in a process of its own,
-`rounds` times in turn; the best round counts, because a shared machine only makes things slower.
+The same architecture (that of SmolLM2-135M or of GPT-2 124M, with fewer layers unless told), the
+same weights, batch, length and precision, fused AdamW and clipping in both. Each engine runs in a
+process of its own, `rounds` times in turn; the best round counts, because a shared machine only
+makes things slower. Pre-training of GPT-2 on a GPU, beside eager code that is compiled:
+
+    python bench/training.py --family gpt2 --layers 12 --rows 16 --length 1024 \\
+                             --precision bfloat16 --device cuda --compile
 
 Rows: tokens/s, peak resident memory (of a GPU: of its tensors), seconds before the first step, and
 on a GPU the share of its peak (MFU). `--compile` lets PyTorch's compiler have both models.
@@ -26,7 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIZES = {"width": 576, "heads": 9, "groups": 3, "hidden": 1536, "vocab_size": 49152}
+SIZES = {
+    "llama": {"width": 576, "heads": 9, "groups": 3, "hidden": 1536, "vocab_size": 49152},
+    "gpt2": {"width": 768, "heads": 12, "groups": 12, "hidden": 3072, "vocab_size": 50257},
+}
 WARM, STEPS = 1, 3
 LOWER_IS_BETTER = ("start s", "peak MB")
 
@@ -35,7 +43,9 @@ def batches(args: argparse.Namespace) -> Iterator[Tensor]:
     """Rows of ids (B, T + 1), the same in both engines."""
     rng = torch.Generator().manual_seed(0)
     while True:
-        yield torch.randint(SIZES["vocab_size"], (args.rows, args.length + 1), generator=rng)
+        yield torch.randint(
+            SIZES[args.family]["vocab_size"], (args.rows, args.length + 1), generator=rng
+        )
 
 
 def timed(steps: Iterator[float], args: argparse.Namespace, start: float) -> dict[str, float]:
@@ -87,7 +97,9 @@ def transformers(args: argparse.Namespace) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).to(args.device)
     model.train()
     called: Callable[..., Any] = torch.compile(model) if args.compile else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     half = args.precision == "bfloat16"
 
     def steps() -> Iterator[float]:
@@ -108,22 +120,36 @@ def transformers(args: argparse.Namespace) -> dict[str, float]:
 ENGINES = {"trivium": ours, "transformers": transformers}
 
 
-def make_model(folder: Path, layers: int) -> None:
+def make_model(folder: Path, family: str, layers: int) -> None:
     """Random weights in the library's own layout."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers as library
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=SIZES["width"],
-        num_hidden_layers=layers,
-        num_attention_heads=SIZES["heads"],
-        num_key_value_heads=SIZES["groups"],
-        intermediate_size=SIZES["hidden"],
-        vocab_size=SIZES["vocab_size"],
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = SIZES[family]
+    if family == "gpt2":
+        config = library.GPT2Config(
+            vocab_size=sizes["vocab_size"],
+            n_embd=sizes["width"],
+            n_layer=layers,
+            n_head=sizes["heads"],
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        model = library.GPT2LMHeadModel(config)
+    else:
+        config = library.LlamaConfig(
+            hidden_size=sizes["width"],
+            num_hidden_layers=layers,
+            num_attention_heads=sizes["heads"],
+            num_key_value_heads=sizes["groups"],
+            intermediate_size=sizes["hidden"],
+            vocab_size=sizes["vocab_size"],
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+        )
+        model = library.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
 
 
@@ -142,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("layers", 10), ("rows", 4), ("length", 256), ("steps", STEPS)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--family", choices=SIZES, default="llama")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
@@ -155,22 +182,25 @@ def main() -> None:
         print(json.dumps(ENGINES[args.engine](args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), args.layers)
+        make_model(Path(folder), args.family, args.layers)
         compare(args, Path(folder))
 
 
-def parameters(layers: int) -> int:
-    width, hidden = SIZES["width"], SIZES["hidden"]
-    keys = width // SIZES["heads"] * SIZES["groups"]
-    block = 2 * width * width + 2 * width * keys + 3 * width * hidden + 2 * width
-    return SIZES["vocab_size"] * width + layers * block + width
+def parameters(family: str, layers: int) -> int:
+    """Those that multiply: of the blocks' matrices and of the head."""
+    sizes = SIZES[family]
+    width, hidden = sizes["width"], sizes["hidden"]
+    keys = width // sizes["heads"] * sizes["groups"]
+    block = 2 * width * width + 2 * width * keys + (3 if family == "llama" else 2) * width * hidden
+    return sizes["vocab_size"] * width + layers * block
 
 
 def share_of_peak(args: argparse.Namespace, tokens_per_second: float) -> float:
     """MFU: 6 N + 12 L C T FLOPs a token, over what the maker of the GPU promises."""
     from trivium.recipes.hardware import peak_flops
 
-    work = 6 * parameters(args.layers) + 12 * args.layers * SIZES["width"] * args.length
+    width = SIZES[args.family]["width"]
+    work = 6 * parameters(args.family, args.layers) + 12 * args.layers * width * args.length
     return work * tokens_per_second / peak_flops(torch.device(args.device), args.precision)[0]
 
 
@@ -190,8 +220,9 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                 better = min if name in LOWER_IS_BETTER else max
                 kept[name] = better(kept[name], value) if name != "last loss" else value
     print(
-        f"{parameters(args.layers) / 1e6:.0f}M parameters, {args.rows} × {args.length} tokens, "
-        f"{args.precision}, {args.device}, {args.threads} threads"
+        f"{args.family}, {parameters(args.family, args.layers) / 1e6:.0f}M parameters, "
+        f"{args.rows} × {args.length} tokens, {args.precision}, {args.device}, "
+        f"{args.threads} threads"
     )
     print(f"{'':<12}" + "".join(f"{engine:>16}" for engine in best) + f"{'ratio':>10}")
     mine, theirs = best["trivium"], best["transformers"]
