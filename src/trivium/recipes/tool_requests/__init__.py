@@ -5,9 +5,10 @@
     files        read, list, search, write              code         python and terminal
     other_tools  what a person may bring along          linked       follow-ups, several calls
     talk         what needs no tool                     replay       what the untrained model says
-    problems     word problems of a file
+    problems     word problems of a file                linked_files those about files
     tasks        a request, its calls, its answer       dialogues    several of them and a tool list
 
-Everything follows from a seed. But for `problems`, nobody's data are in it: requests, files and results are made up,
-sums are computed by the calculator, code is run, and plain answers are the model's own.
+Everything follows from a seed. But for `problems`, nobody's data are in it: requests, files and
+results are made up, sums are computed by the calculator, code is run, and plain answers are the
+model's own.
 """

@@ -7,14 +7,21 @@ from collections.abc import Callable
 from trivium.llmos.calculator import calculate
 from trivium.recipes.tool_requests import files
 from trivium.recipes.tool_requests.files import listing, name_of_file, path_of
+from trivium.recipes.tool_requests.linked_files import (
+    ORDINALS,
+    find_and_open,
+    lines_of,
+    list_and_open,
+    read_and_ask,
+    read_and_compute,
+    wrong_name,
+)
 from trivium.recipes.tool_requests.other_tools import DRAWS
-from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese
+from trivium.recipes.tool_requests.patterns import filled, is_chinese
 from trivium.recipes.tool_requests.stories import story
 from trivium.recipes.tool_requests.sums import plain_sum
 from trivium.recipes.tool_requests.tables import sentences, table, words
 from trivium.recipes.tool_requests.tasks import Exchange, Step, number_word, spoken_number
-
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 def _computed(form: str, values: dict[str, str]) -> Step:
@@ -87,170 +94,6 @@ def two_sums(rng: random.Random) -> list[Exchange]:
     ]
 
 
-def _lines(rng: random.Random, count: int) -> list[str]:
-    return files.contents(rng, files.values(rng), count)
-
-
-def list_and_open(rng: random.Random) -> list[Exchange]:
-    """What files are there, then one of them by its place: in two requests or one."""
-    folder = rng.choice((".", rng.choice(words("folders"))))
-    names = sorted({name_of_file(rng) for _ in range(rng.randint(2, 5))})
-    text, arguments = listing(rng, folder, names), {} if folder == "." else {"path": folder}
-    place = rng.randrange(len(names))
-    name = names[place]
-    path = name if folder == "." else f"{folder}/{name}"
-    line = _lines(rng, 1)[0]
-    read = Step("read_file", {"path": path}, line)
-    look = Step("list_files", arguments, text)
-    slots = {
-        "folder": folder,
-        "ordinal": rng.choice(
-            (ORDINALS[place], "last" if place == len(names) - 1 else ORDINALS[place])
-        ),
-        "name": name.partition(".")[0],
-    }
-    if rng.random() < 0.6:
-        pattern = rng.choice(
-            sentences("files_list_all")[:6] if folder == "." else sentences("files_list")[:5]
-        )
-        asked = filled(careless(pattern, rng), rng, slots | {"name": name})
-        said = (
-            f"There are {number_word(len(names))} files: {', '.join(names[:-1])} and {names[-1]}."
-        )
-        said = f"Yes, {name} is there." if "a file called" in asked else said
-        if "Yes" in said:
-            slots["ordinal"] = slots["name"]
-        pattern = (
-            "[open|Open|show me|Read|what does|ok, read] the {ordinal} one[ say|]"
-            if "Yes" not in said
-            else "[Open it|What does it say?|read it|show it to me]"
-        )
-        return [
-            Exchange(asked, (look,), said),
-            Exchange(filled(pattern, rng, slots), (read,), f"{path} says: {line}"),
-        ]
-    where = "here" if folder == "." else f"in {folder}"
-    pattern = (
-        "[List|Look at|Look which files are] [the files |what is |]{where} "
-        "and [open|read|show me] the {ordinal} one[.|]"
-    )
-    return [
-        Exchange(
-            filled(pattern, rng, slots | {"where": where}),
-            (look, read),
-            f"The {slots['ordinal']} file is {name}. It says: {line}",
-        )
-    ]
-
-
-def find_and_open(rng: random.Random) -> list[Exchange]:
-    """Search for something and read the file that has it."""
-    what, path, line = files.searched(rng), path_of(rng), _lines(rng, 1)[0]
-    text = f"{line} {what}"
-    search = Step("search_files", {"pattern": what}, f"{path}:1: {text}")
-    read = Step("read_file", {"path": path}, text)
-    if rng.random() < 0.5:
-        request = filled(
-            "[Find|Search for|Look for|Locate] the file [that mentions|with|about|containing] "
-            "{what} and [read it to me|show it|open it|tell me what it says|print it][.|]",
-            rng,
-            {"what": what},
-        )
-        return [Exchange(request, (search, read), f"{path} says: {text}")]
-    ways = [text for text in sentences("files_search") if not is_chinese(text)]
-    request = filled(rng.choice(ways), rng, {"what": what})
-    asked = filled(
-        "[Open it|Show me that file|read it|What else does it say?|Read the whole file][.|]",
-        rng,
-        {},
-    )
-    return [
-        Exchange(request, (search,), f"{what} is in {path}."),
-        Exchange(asked, (read,), f"{path} says: {text}"),
-    ]
-
-
-def read_and_compute(rng: random.Random) -> list[Exchange]:
-    """Numbers from a file."""
-    path = path_of(rng)
-    numbers = [
-        str(rng.choice((rng.randint(2, 900), round(rng.uniform(1, 90), 2))))
-        for _ in range(rng.randint(2, 5))
-    ]
-    labels = rng.sample(words("foods"), len(numbers))
-    text = "\n".join(
-        rng.choice((f"{label}: {n}",)) for label, n in zip(labels, numbers, strict=True)
-    )
-    form, pattern = rng.choice(
-        (
-            (
-                "sum",
-                "[Add up the numbers|What is the sum of the numbers|What do they cost together? "
-                "The prices are|What is the total of the prices] in {path}[?|.]",
-            ),
-            ("mean", "What is the average of the numbers in {path}?"),
-            ("max", "What is the largest number in {path}?"),
-        )
-    )
-    expression = " + ".join(numbers)
-    expression = {
-        "sum": expression,
-        "mean": f"({expression}) / {len(numbers)}",
-        "max": f"max({', '.join(numbers)})",
-    }[form]
-    step = Step("calculate", {"expression": expression}, str(calculate.function(expression)))
-    said = {"sum": "The sum is", "mean": "The average is", "max": "The largest is"}[form]
-    return [
-        Exchange(
-            filled(pattern, rng, {"path": path}),
-            (Step("read_file", {"path": path}, text), step),
-            f"{said} {spoken_number(step.result)}.",
-        )
-    ]
-
-
-def wrong_name(rng: random.Random) -> list[Exchange]:
-    """A file of nearly that name is there: it is tried again."""
-    path = path_of(rng)
-    folder, slash, name = path.rpartition("/")
-    stem, _, ending = name.rpartition(".")
-    wrong = (
-        folder
-        + slash
-        + rng.choice(
-            (
-                stem[:-1] + "." + ending,
-                stem + "s." + ending,
-                stem,
-                stem + "." + rng.choice(("txt", "md", "doc")),
-            )
-        )
-    )
-    if wrong == path:
-        return wrong_name(rng)
-    line = _lines(rng, 1)[0]
-    error = f"error: there is no {wrong} in the workspace; is it {path}?"
-    steps = (Step("read_file", {"path": wrong}, error), Step("read_file", {"path": path}, line))
-    request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": wrong})
-    return [Exchange(request, steps, f"There is no {wrong}, but {path} says: {line}")]
-
-
-def read_and_ask(rng: random.Random) -> list[Exchange]:
-    """A file, then a question about what it said: no call is needed."""
-    path, known = path_of(rng), files.values(rng)
-    line, question, answer = rng.choice(table("facts"))
-    lines = [*_lines(rng, rng.randint(0, 2)), filled(line, rng, known)]
-    rng.shuffle(lines)
-    read = Step("read_file", {"path": path}, "\n".join(lines))
-    question = filled(question, rng, known)
-    said = " ".join(text if text[-1] in ".!?" else f"{text}." for text in lines)
-    request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": path})
-    return [
-        Exchange(request, (read,), f"It says: {said}"),
-        Exchange(f"{question[:1].upper()}{question[1:]}?", (), filled(answer, rng, known)),
-    ]
-
-
 def same_again(rng: random.Random) -> list[Exchange]:
     """`And what about b.txt?` after a.txt; likewise for folders and searches."""
     if rng.random() < 0.3:
@@ -272,7 +115,7 @@ def same_again(rng: random.Random) -> list[Exchange]:
         ]
     if rng.random() < 0.5:
         paths = (path_of(rng), path_of(rng))
-        lines = _lines(rng, 2)
+        lines = lines_of(rng, 2)
         steps = [Step("read_file", {"path": p}, line) for p, line in zip(paths, lines, strict=True)]
         request = filled(rng.choice(sentences("files_read")[:6]), rng, {"path": paths[0]})
         answers = [f"{p} says: {line}" for p, line in zip(paths, lines, strict=True)]
@@ -327,94 +170,86 @@ def picture_and_more(rng: random.Random) -> list[Exchange]:
 
 def known_before(rng: random.Random) -> list[Exchange]:
     """Something was said in plain words, and is needed now."""
+    told = rng.choice((listed_before, named_before, numbers_before, picture_before))
+    return told(rng)
+
+
+def _remark(request: str, answer: str) -> Exchange:
+    return Exchange(request, (), answer, learnt=False)
+
+
+def listed_before(rng: random.Random) -> list[Exchange]:
     names = [name_of_file(rng) for _ in range(rng.randint(2, 4))]
-    place, path = rng.randrange(len(names)), path_of(rng)
-    kind = rng.randrange(4)
-    if kind == 3:
-        picture = DRAWS["picture"](rng)
-        told = "[My photo is|I uploaded|Here is a picture:|The picture is called] {picture}[.|]"
-        before = Exchange(
-            filled(told, rng, {"picture": picture}),
-            (),
-            rng.choice(("Good to know.", "OK.", "What shall I do with it?")),
-            learnt=False,
-        )
-        name = rng.choice(("change", "object"))
-        what = DRAWS[name](rng)
-        if name == "change":
-            request, path = "[Please |Now |Can you |]{x}[.|]", f"edited-{rng.randint(1, 99)}.png"
-            step = Step("edit_picture", {"path": picture, "instruction": what}, path)
-            said = f"The changed picture is {path}."
-        else:
-            request = (
-                "[Cut out the {x}|cut the {x} out|I only need the {x}, cut it out][.|, please|]"
-            )
-            path = f"cutout-{rng.randint(1, 99)}.png"
-            step = Step("cut_out", {"path": picture, "what": what}, path)
-            said = f"The {what} is in {path}."
-        request = filled(request, rng, {"x": what})
-    elif kind == 0:
-        numbered = ", ".join(f"{i}. {name}" for i, name in enumerate(names, start=1))
-        before = Exchange(
-            "which documents are in this folder?",
-            (),
-            f"There are {number_word(len(names))}: {numbered}",
-            learnt=False,
-        )
-        line = _lines(rng, 1)[0]
-        request = filled(
-            "[ok |Please |][show me|open|read] "
-            "[the {ordinal} one|number {n}|the {ordinal}][.|, please|]",
-            rng,
-            {"ordinal": ORDINALS[place], "n": str(place + 1)},
-        )
-        step, said = Step("read_file", {"path": names[place]}, line), f"{names[place]} says: {line}"
-    elif kind == 1:
-        before = Exchange(
-            filled(
-                "[I saved my text as|My file is called|The draft is in] {path}.",
-                rng,
-                {"path": path},
-            ),
-            (),
-            rng.choice(("Good to know.", "OK.", "Great!")),
-            learnt=False,
-        )
-        line = _lines(rng, 1)[0]
-        request = filled(
-            "[Open it|What does it say?|Read it[ to me|]|Can you show it to me?|Summarise it][.|]",
-            rng,
-            {},
-        )
-        step, said = Step("read_file", {"path": path}, line), f"It says: {line}"
+    place = rng.randrange(len(names))
+    numbered = ", ".join(f"{i}. {name}" for i, name in enumerate(names, start=1))
+    before = _remark(
+        "which documents are in this folder?", f"There are {number_word(len(names))}: {numbered}"
+    )
+    line = lines_of(rng, 1)[0]
+    request = filled(
+        "[ok |Please |][show me|open|read] "
+        "[the {ordinal} one|number {n}|the {ordinal}][.|, please|]",
+        rng,
+        {"ordinal": ORDINALS[place], "n": str(place + 1)},
+    )
+    step = Step("read_file", {"path": names[place]}, line)
+    return [before, Exchange(request, (step,), f"{names[place]} says: {line}")]
+
+
+def named_before(rng: random.Random) -> list[Exchange]:
+    path = path_of(rng)
+    told = filled(
+        "[I saved my text as|My file is called|The draft is in] {path}.", rng, {"path": path}
+    )
+    before = _remark(told, rng.choice(("Good to know.", "OK.", "Great!")))
+    line = lines_of(rng, 1)[0]
+    request = filled(
+        "[Open it|What does it say?|Read it[ to me|]|Can you show it to me?|Summarise it][.|]",
+        rng,
+        {},
+    )
+    step = Step("read_file", {"path": path}, line)
+    return [before, Exchange(request, (step,), f"It says: {line}")]
+
+
+def picture_before(rng: random.Random) -> list[Exchange]:
+    picture = DRAWS["picture"](rng)
+    told = "[My photo is|I uploaded|Here is a picture:|The picture is called] {picture}[.|]"
+    before = _remark(
+        filled(told, rng, {"picture": picture}),
+        rng.choice(("Good to know.", "OK.", "What shall I do with it?")),
+    )
+    if rng.random() < 0.5:
+        what, made = DRAWS["change"](rng), f"edited-{rng.randint(1, 99)}.png"
+        request = "[Please |Now |Can you |]{x}[.|]"
+        step = Step("edit_picture", {"path": picture, "instruction": what}, made)
+        said = f"The changed picture is {made}."
     else:
-        a, b = str(rng.randint(20, 900)), str(rng.randint(5, 300))
-        before = Exchange(
-            filled(
-                "[My rent is {a} and the phone {b}.|I had {a} euros and spent {b}.|"
-                "We have {a} seats and {b} guests.]",
-                rng,
-                {"a": a, "b": b},
-            ),
-            (),
-            rng.choice(("I see.", "Thank you for telling me.", "OK.")),
-            learnt=False,
-        )
-        sign = "+" if "rent" in before.request else "-"
-        request = {
-            "+": "[How much is that together?|What is the sum?|Add them up.]",
-            "-": "[How much is left?|What is the difference?|How many are left?]",
-        }[sign]
-        expression = f"{a} {sign} {b}"
-        result = str(calculate.function(expression))
-        if result.startswith("-"):
-            return known_before(rng)
-        request, step, said = (
-            filled(request, rng, {}),
-            Step("calculate", {"expression": expression}, result),
-            f"That is {result}.",
-        )
-    return [before, Exchange(request, (step,), said)]
+        what, made = DRAWS["object"](rng), f"cutout-{rng.randint(1, 99)}.png"
+        request = "[Cut out the {x}|cut the {x} out|I only need the {x}, cut it out][.|, please|]"
+        step = Step("cut_out", {"path": picture, "what": what}, made)
+        said = f"The {what} is in {made}."
+    return [before, Exchange(filled(request, rng, {"x": what}), (step,), said)]
+
+
+def numbers_before(rng: random.Random) -> list[Exchange]:
+    a, b = sorted((rng.randint(5, 300), rng.randint(20, 900)), reverse=True)
+    told = filled(
+        "[My rent is {a} and the phone {b}.|I had {a} euros and spent {b}.|"
+        "We have {a} seats and {b} guests.]",
+        rng,
+        {"a": str(a), "b": str(b)},
+    )
+    before = _remark(told, rng.choice(("I see.", "Thank you for telling me.", "OK.")))
+    sign = "+" if "rent" in told else "-"
+    request = {
+        "+": "[How much is that together?|What is the sum?|Add them up.]",
+        "-": "[How much is left?|What is the difference?|How many are left?]",
+    }[sign]
+    expression = f"{a} {sign} {b}"
+    result = str(calculate.function(expression))
+    step = Step("calculate", {"expression": expression}, result)
+    return [before, Exchange(filled(request, rng, {}), (step,), f"That is {result}.")]
 
 
 LINKED: tuple[tuple[int, Callable[[random.Random], list[Exchange]]], ...] = (
