@@ -77,7 +77,8 @@ def main(config: Config) -> dict[str, Any]:
     made = _made(plain, problems, config.seed, count)
     corpus = conversations(made, name="conversations with tools")
     held_out = conversations(_made(plain, problems, config.seed + 1, HELD_OUT))
-    run.data(corpus, licence="made by this recipe")
+    own = "made by this recipe"
+    run.data(corpus, licence=f"{own}; {config.problems}: its own" if problems else own)
     batches = _batches(corpus, loaded, plain, config, seed=config.seed)
     adapt(loaded, config)
     plan = _plan(config)
