@@ -16,7 +16,7 @@ import torch
 
 from trivium.errors import UsageError
 from trivium.language.engine import ContextOverflow, Engine
-from trivium.language.generation import End, Request, Token
+from trivium.language.generation import End, Request
 from trivium.language.pretrained import Precision
 from trivium.language.sampling import Sampling
 from trivium.llmos import native_tools
@@ -98,7 +98,9 @@ class LocalModel:
         form = native_tools.form_of("\n".join(self._template.sources))
         grammar = native_tools.grammar(form, tools) if tools else None
         request = self._request(prompt, grammar)
-        acts = bool(tools) and (messages[-1].role == "tool" or self._calls_at_once(prompt, form))
+        acts = bool(tools) and (
+            messages[-1].role == "tool" or native_tools.calls_at_once(self.engine, prompt, form)
+        )
         if self.plain is not None and not acts:
             yield from self._plainly(self.plain, messages, effects)
             return
@@ -138,12 +140,6 @@ class LocalModel:
                 yield TextDelta(event.text)
             if isinstance(event, End):
                 yield Finish(event.reason, _usage(event))
-
-    def _calls_at_once(self, prompt: list[int], form: native_tools.Form) -> bool:
-        """Whether the likeliest reply begins with the sign of a call."""
-        begin = self.engine.tokenizer.encode(form.begin, special=True)
-        first = next(self.engine.generate(Request(prompt, max_tokens=1)))
-        return isinstance(first, Token) and first.id == begin[0]
 
     # -- a model that does not ------------------------------------------------------------------
 

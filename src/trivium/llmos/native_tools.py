@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.language.constrain import Grammar, compile_lark
-from trivium.language.generation import End, Token
+from trivium.language.engine import Engine
+from trivium.language.generation import End, Request, Token
 from trivium.language.tokenizer import Tokenizer
 from trivium.llmos.messages import TextDelta, ToolCall
 from trivium.llmos.tools import Tool
@@ -76,6 +77,13 @@ def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:
             ]
         )
     )
+
+
+def calls_at_once(engine: Engine, prompt: Sequence[int], form: Form) -> bool:
+    """Whether the likeliest reply to the prompt begins with the sign of a call."""
+    sign = engine.tokenizer.encode(form.begin, special=True)
+    first = next(iter(engine.generate(Request(prompt, max_tokens=1))))
+    return isinstance(first, Token) and first.id == sign[0]
 
 
 class Parser:

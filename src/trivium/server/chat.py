@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from trivium.language.generation import Request, Token
+from trivium.language.generation import Token
 from trivium.llmos import native_tools
 from trivium.llmos.local import told
 from trivium.llmos.messages import Finish, Message, Usage
@@ -32,23 +32,17 @@ from trivium.server.workers import Job, Place
 
 def plan(model: Language, body: ChatRequest) -> Plan:
     """Everything that can be refused is refused here, before anything waits or is computed."""
-    caller, last = model.caller, body.messages[-1]
-    if caller is None or not tool_calls.offer(body).tools:
+    caller = model.caller
+    if caller is None or not body.tools or body.tool_choice == "none":
         return _planned(model, body)
-    calling = _planned(caller, body)
-    if body.tool_choice in (None, "auto") and last.role != "tool":
+    plain = None
+    if body.tool_choice in (None, "auto") and body.messages[-1].role != "tool":
         plain = _planned(model, body.model_copy(update={"tools": None, "tool_choice": None}))
-        prompt = _prompt(caller, _messages(body), tool_calls.offer(body), led=False)
-        choices = [
-            Choice(partial(_routed, caller, prompt, call.job, answer.job), call.read)
-            for call, answer in zip(calling.choices, plain.choices, strict=True)
-        ]
-        calling = replace(calling, choices=choices)
-    return replace(calling, model=model)
+    return replace(_planned(caller, body, plain), model=model)
 
 
-def _planned(model: Language, body: ChatRequest) -> Plan:
-    """By one model."""
+def _planned(model: Language, body: ChatRequest, plain: Plan | None = None) -> Plan:
+    """By one model; what needs no tool is answered by `plain`, if it is given."""
     messages = _messages(body)
     offered = tool_calls.offer(body)
     answer = _answer_schema(body)
@@ -77,6 +71,8 @@ def _planned(model: Language, body: ChatRequest) -> Plan:
         job = answering(model, run)
         if led:
             job = partial(_led, model, offered, messages, wanted, job)
+        if plain is not None:
+            job = partial(_routed, model, prompt, job, plain.choices[i].job)
         logprobs = bool(body.logprobs)
         read = text_reader(logprobs=logprobs)
         if form is not None:
@@ -157,9 +153,7 @@ def _routed(
     def work() -> None:
         engine = SharedEngine(caller.batcher, place.left)
         form = native_tools.form_of("\n".join(caller.template.sources))
-        first = next(iter(engine.generate(Request(prompt, max_tokens=1))))
-        sign = engine.tokenizer.encode(form.begin, special=True)[0]
-        calls = isinstance(first, Token) and first.id == sign
+        calls = native_tools.calls_at_once(engine, prompt, form)
         (call if calls else answer)(place)
 
     place.thread(work)
