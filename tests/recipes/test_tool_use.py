@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,18 +38,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def short(model: Path, out: Path, **settings: Any) -> Config:
+    """A run of a few steps."""
+    given = {"steps": 2, "length": 4096, "conversations": 4, "plain": 2, "rank": 2, "skipped": 1}
+    return Config(out=str(out), model=str(model), **given | settings)
+
+
 def test_it_makes_an_adapter_that_the_model_takes(model: Path, tmp_path: Path) -> None:
-    config = Config(
-        out=str(tmp_path / "run"),
-        model=str(model),
-        steps=4,
-        length=4096,
-        conversations=12,
-        plain=4,
-        rank=2,
-        skipped=1,
-        evaluate_every=2,
-    )
+    settings = {"steps": 4, "conversations": 12, "plain": 4, "evaluate_every": 2}
+    config = short(model, tmp_path / "run", **settings)
     results = main(config)
     assert results["loss on held-out conversations"] > 0
     assert main(config) == results  # it is done
@@ -67,16 +65,7 @@ def test_it_makes_an_adapter_that_the_model_takes(model: Path, tmp_path: Path) -
 
 
 def test_it_goes_on_from_an_adapter_with_problems_of_a_file(model: Path, tmp_path: Path) -> None:
-    first = Config(
-        out=str(tmp_path / "first"),
-        model=str(model),
-        steps=2,
-        length=4096,
-        conversations=4,
-        plain=2,
-        rank=2,
-        skipped=1,
-    )
+    first = short(model, tmp_path / "first")
     main(first)
     (tmp_path / "problems.jsonl").write_text(
         json.dumps({"question": "Add 3 and 4 pens.", "answer": "<<3+4=7>>7\n#### 7"})

@@ -133,7 +133,8 @@ def _with_slots(question: str, tree: ast.expr) -> Problem | None:
     literals = _numbers(tree)
     pieces, where = [], {}
     last = 0
-    for found in sorted([*_NUMBER.finditer(question), *_WORD.finditer(question)], key=_start):
+    numbers = [*_NUMBER.finditer(question), *_WORD.finditer(question)]
+    for found in sorted(numbers, key=lambda found: found.start()):
         pieces += [question[last : found.start()], found[0]]
         where[len(pieces) - 1] = _value(found[0])
         last = found.end()
@@ -157,10 +158,6 @@ def _with_slots(question: str, tree: ast.expr) -> Problem | None:
 
 def _numbers(tree: ast.expr) -> Counter[Fraction]:
     return Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))  # type: ignore[misc]
-
-
-def _start(found: re.Match[str]) -> int:
-    return found.start()
 
 
 def _value(text: str) -> Fraction:

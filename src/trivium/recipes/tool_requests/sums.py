@@ -10,7 +10,7 @@ import re
 
 from trivium.llmos.calculator import calculate
 from trivium.llmos.tools import ToolError
-from trivium.recipes.tool_requests.patterns import careless, filled, polite
+from trivium.recipes.tool_requests.patterns import careless, filled, is_chinese, polite
 from trivium.recipes.tool_requests.tables import table
 from trivium.recipes.tool_requests.tasks import NUMBERS, Exchange, Step, spoken_number
 
@@ -113,11 +113,7 @@ def _in_words(digits: dict[str, str]) -> dict[str, str]:
 
 def plain_sum(rng: random.Random, chinese: bool = False) -> Exchange:
     """A request that spells the sum out."""
-    rows = [
-        row
-        for row in table("sums")
-        if chinese == any(char >= "一" for char in row[0] if char < "！")
-    ]
+    rows = [row for row in table("sums") if is_chinese(row[0]) == chinese]
     rows += rows[: len(rows) // 10] * 3
     while True:
         pattern, form = rng.choice(rows)
