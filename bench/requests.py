@@ -1,9 +1,11 @@
-"""How well the default model uses its tools, on two tables of requests written by other people.
+"""How well the default model uses its tools, on tables of requests.
 
     python bench/requests.py [TABLE …] [--split test] [--base] [--failures] [--perplexity]
 
-tests/llmos/requests.jsonl: its `dev` half may be looked at while data or examples are improved, and
-`test` is reported. tests/llmos/held_out_requests.jsonl: nothing is tuned on it.
+requests   tests/llmos/requests.jsonl, by other people: its `dev` half may be looked at while data
+           or examples are improved, and `test` is reported
+held_out   tests/llmos/held_out_requests.jsonl, by other people: nothing is tuned on it
+written    those rows of the recipe's own tables that it does not train on
 
 tool       the right one was called first, or rightly none
 arguments  they are among those that are listed, or running them gives the value that is stated;
@@ -34,6 +36,7 @@ from trivium.intervals import wilson
 from trivium.language.engine import Engine
 from trivium.language.pretrained import LanguageModel
 from trivium.llmos.builtin import builtin_tools
+from trivium.llmos.calculator import calculate
 from trivium.llmos.faithful import states
 from trivium.llmos.gateway import Gateway, never_ask
 from trivium.llmos.kernel import Budget, run
@@ -42,6 +45,7 @@ from trivium.llmos.messages import Answer, Message, ToolCall
 from trivium.llmos.tools import Tool, tool
 from trivium.llmos.workspace import Workspace
 from trivium.models import load
+from trivium.recipes.tool_requests import written
 
 TESTS = Path(__file__).parent.parent / "tests/llmos"
 TABLES = {"requests": TESTS / "requests.jsonl", "held_out": TESTS / "held_out_requests.jsonl"}
@@ -93,10 +97,48 @@ FREE_TEXT = {t.name for t in LATER}
 
 
 def rows(table: str, split: str) -> Iterator[dict[str, Any]]:
+    if table == "written":
+        yield from written_rows()
+        return
     for line in TABLES[table].read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row.get("split", split) == split:
             yield {"kind": row["tool"] or "none", **row}
+
+
+def written_rows() -> Iterator[dict[str, Any]]:
+    """As of the other tables."""
+    for number, found in enumerate(written.problems(held=True)):
+        steps = len(found.results)
+        row = {"id": f"p{number}", "request": "".join(found.pieces), "tool": "calculate"}
+        kind = f"word_problem_{steps}"
+        yield {**row, "kind": kind, "value": calculate.function(found.expression)}
+    for number, (text, name, arguments) in enumerate(written.requests(held=True)):
+        row = {"request": text, "tool": name, "arguments": [arguments]}
+        if name == "calculate":
+            row["value"] = calculate.function(arguments["expression"])
+        if name == "python":
+            row["value"] = _printed(arguments["code"])
+        yield {"id": f"r{number}", "kind": name, **row}
+    for number, (past, text) in enumerate(written.plain(held=True)):
+        context = [
+            {"role": role, "content": said}
+            for turn in past
+            for role, said in zip(("user", "assistant"), turn, strict=True)
+        ]
+        yield {
+            "id": f"n{number}",
+            "request": text,
+            "tool": None,
+            "kind": "none",
+            "context": context,
+        }
+
+
+def _printed(code: str) -> str:
+    with TemporaryDirectory() as folder:
+        run_code = next(t for t in builtin_tools(Workspace(Path(folder))) if t.name == "python")
+        return str(run_code.function(code)).strip()
 
 
 # -- one request ----------------------------------------------------------------------------------
@@ -201,7 +243,9 @@ def perplexity(loaded: LanguageModel) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="requests, held_out (both)")
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help="requests, held_out, written (the first two)"
+    )
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--model", default=hub.DEFAULT)
     parser.add_argument("--base", action="store_true", help="without our adapter")

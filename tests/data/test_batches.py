@@ -230,6 +230,42 @@ def test_conversations_are_whole_and_each_is_there_once(
     assert len(packed) < 0.8 * len(alone)
 
 
+def test_conversations_that_begin_alike_share_rows() -> None:
+    """With the beginning put before each text, they are the samples that stand alone."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    begins = {name: [{"role": "system", "content": name * 8}] for name in "xyz"}
+
+    def chat(number: int) -> dict[str, Any]:
+        begin = begins["xyz"[number % 3]] if number % 4 else []
+        return {"messages": [*begin, *turns(f"q{number}", f"a{number}")], "tools": tools[:1]}
+
+    corpus = data.conversations([chat(number) for number in range(40)])
+
+    def batches(shared: bool) -> list[Batch]:
+        made = data.ConversationBatches(
+            corpus, render, rows=2, length=ROW, filler=END, shared=shared, epochs=1
+        )
+        return list(made)
+
+    shared, alone = batches(True), batches(False)
+    samples = []
+    for batch in shared:
+        for ids, targets, segments, positions in zip(
+            *(batch[k] for k in ("ids", "targets", "segments", "positions")), strict=True
+        ):
+            trunk = ids[segments == packing.SHARED].tolist()
+            assert bool((targets[segments == packing.SHARED] == IGNORE).all())
+            for number in set(segments.tolist()) - {packing.SHARED, -1}:
+                own = segments == number
+                samples.append(
+                    ([*trunk, *ids[own].tolist()], [IGNORE] * len(trunk) + targets[own].tolist())
+                )
+                length = int(own.sum())
+                assert positions[own].tolist() == [*range(len(trunk), len(trunk) + length)]
+    assert sorted(samples) == sorted(documents_in(alone))
+    assert len(shared) < len(alone)
+
+
 def test_orders_differ_by_seed_and_epoch(make: Callable[..., Any]) -> None:
     for kind in ("tokens", "chats", "pairs"):
         first, again, other, none = (

@@ -118,6 +118,15 @@ def compute(expression: str) -> str:
         ("1 < 2 > 5", "false"),
         ("2 ≥ 3", "false"),
         ("5! = 120", "true"),
+        # named steps
+        ("paid = 3 * 4.50; 20 - paid", "6.5"),
+        ("paid = 3 * 4.50; change = 20 - paid", "6.5"),
+        ("a = 3\nb = a^2\na * b", "27"),
+        ("sum = 2 + 3; sum * sum(sum, 1)", "30"),
+        ("hours = 6 + 4; k = 2; hours * k", "20"),
+        ("price = 80 - 20%; 2 * price;", "128"),
+        ("pi = 3", "false"),
+        ("2 + 3 = 5", "true"),
     ],
 )
 def test_results(expression: str, result: str) -> None:
@@ -160,6 +169,10 @@ def test_long_results_are_exact() -> None:
         ("sqrt", r"sqrt needs its argument in parentheses"),
         ("sqrtt(2)", "unknown name 'sqrtt'; did you mean sqrt"),
         ("x + 1", "unknown name 'x'; there are sqrt"),
+        ("a = 1; 2 + 3; a", "name the result of '2 [+] 3', as in price = 3"),
+        ("a = 1 > 2; a + 1", "name the result of 'a = 1 > 2'"),
+        ("b + 1; b = 2", "unknown name 'b'"),
+        ("a =; 3", "the expression ends too early"),
         ("comb(5)", "comb takes 2 arguments, not 1"),
         ("round(1,234.5, 2)", "round takes 1 to 2 arguments, not 3; .* write 1234 for 1,234"),
         # limits

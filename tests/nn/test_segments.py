@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trivium.nn import segments as module
 from trivium.nn.attention import attend
-from trivium.nn.segments import PADDING, Segments
+from trivium.nn.segments import PADDING, SHARED, Segments
 
 # Lengths of the texts of each row; the rest of a row is padding.
 ROWS: dict[str, list[list[int]]] = {
@@ -93,6 +93,49 @@ def test_a_number_that_comes_again_is_another_text() -> None:
 def test_rows_of_one_text_are_no_segments(numbers: list[list[int]]) -> None:
     assert Segments.of(torch.tensor(numbers)) is None
     assert Segments.of(torch.tensor([[0, 0, 1], *([[0, 0, 0]] * 2)])) is not None
+
+
+SHARED_ROWS = torch.tensor(
+    [
+        [SHARED, SHARED, SHARED, 0, 0, 1, 1, 1, 1, PADDING],
+        [SHARED, SHARED, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
+        [SHARED, 0, 1, 2, PADDING, PADDING, PADDING, PADDING, PADDING, PADDING],
+    ]
+)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_texts_that_share_their_beginning(
+    dtype: torch.dtype, atol: float, window: int | None
+) -> None:
+    """Each is as beginning and text in a row of their own. In bfloat16, gradients of the beginning
+    are summed in another order."""
+    packed = Segments.of(SHARED_ROWS)
+    assert packed is not None
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, heads, 10, 8, dtype=dtype, requires_grad=True) for heads in (4, 2, 2))
+    y = packed.attend(q, k, v, causal=True, window=window)
+    expected = torch.zeros_like(y)
+    for row, numbers in enumerate(SHARED_ROWS):
+        for text in numbers.unique():
+            if text != PADDING:
+                begins = [] if text == SHARED else (numbers == SHARED).nonzero().flatten().tolist()
+                own = (numbers == text).nonzero().flatten().tolist()
+                whole = [x[row : row + 1, :, [*begins, *own]] for x in (q, k, v)]
+                attended = attend(*whole, causal=True, window=window)[0, :, len(begins) :]
+                expected[row, :, own] = attended
+                positions = packed.positions[row, own].tolist()
+                assert positions == list(range(len(begins), len(begins) + len(own)))
+    torch.testing.assert_close(y, expected, rtol=0, atol=atol)
+    outer = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, (q, k, v), outer),
+        torch.autograd.grad(expected, (q, k, v), outer),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
 def test_a_long_row_of_short_texts_is_cheap() -> None:

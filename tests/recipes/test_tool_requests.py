@@ -1,5 +1,6 @@
 """The made-up conversations: what is asked, called and said belongs together."""
 
+import ast
 import json
 import random
 import re
@@ -12,13 +13,24 @@ from pathlib import Path
 import pytest
 
 from trivium.language.tokenizer import Tokenizer
+from trivium.llmos.builtin import builtin_tools
 from trivium.llmos.calculator import calculate
-from trivium.recipes.tool_requests import code, files, linked, other_tools, stories, sums, talk
+from trivium.llmos.workspace import Workspace
+from trivium.recipes.tool_requests import (
+    code,
+    files,
+    linked,
+    other_tools,
+    stories,
+    sums,
+    talk,
+    written,
+)
 from trivium.recipes.tool_requests.dialogues import Dialogue, dialogues
 from trivium.recipes.tool_requests.patterns import Subject, filled
 from trivium.recipes.tool_requests.replay import Reply
 from trivium.recipes.tool_requests.tables import table
-from trivium.recipes.tool_requests.tasks import Exchange, spoken_number
+from trivium.recipes.tool_requests.tasks import NUMBERS, Exchange, spoken_number
 from trivium.recipes.tool_use import Spelling
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +112,51 @@ def test_python_code_is_run() -> None:
     for _ in range(100):
         (step,) = code.python_task(rng).steps
         assert code._run(str(step.arguments["code"])) == step.result
+
+
+def test_written_requests_have_calls_that_a_tool_takes() -> None:
+    known = {tool.name: tool for tool in builtin_tools(Workspace.__new__(Workspace))}
+    schemas = {n: t.to_json() for n, t in known.items()} | other_tools.schemas()
+    rows = [*written.requests(False), *written.requests(True)]
+    rows += [
+        (first, tool, json.loads(given))
+        for row in (*written._follow_ups(False), *written._follow_ups(True))
+        for first, tool, given in ((row[0], row[1], row[2]), (row[5], row[6], row[7]))
+        if tool != written.NONE
+    ]
+    for text, tool, arguments in rows:
+        parameters = schemas[tool]["function"]["parameters"]
+        assert set(parameters["required"]) <= arguments.keys() <= parameters["properties"].keys()
+        assert all(isinstance(value, str) for value in arguments.values()), text
+        if tool == "calculate":
+            calculate.function(arguments["expression"])
+        if tool == "python":
+            ast.parse(arguments["code"])
+
+
+def test_written_sums_stay_sensible_with_other_numbers() -> None:
+    """Every number of the sum stands in the request, or in the sum as it was written."""
+    rng = random.Random(4)
+    changed = 0
+    for found in written.problems(False):
+        exchange = written._asked(found, rng)
+        expression = str(exchange.steps[0].arguments["expression"])
+        value = calculate.function(expression)
+        assert not value.startswith("-") and value != "0", exchange
+        asked = exchange.request.replace(",", "").lower()
+        told = {n.rstrip(".") for n in re.findall(r"\d[\d.]*", asked)}
+        words = {str(n) for n, word in enumerate(NUMBERS) if word in asked}
+        before = {*re.findall(r"\d+\.?\d*", found.expression)}
+        assert {*re.findall(r"(?<![\w.])\d+\.?\d*", expression)} <= told | words | before
+        changed += expression != found.expression
+    assert changed > 0.6 * len(written.problems(False))
+
+
+def test_named_steps_become_one_expression() -> None:
+    for found in (*written.problems(False), *written.problems(True)):
+        steps = calculate.function(found.steps).partition(" ")[0]
+        assert calculate.function(found.expression).partition(" ")[0] == steps, found
+    assert written._in_one("a = 5 - 2; b = 3 / a; c = 2 * b - a") == "2 * 3 / (5 - 2) - (5 - 2)"
 
 
 def some(count: int, seed: int = 0) -> list[Dialogue]:

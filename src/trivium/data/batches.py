@@ -18,6 +18,7 @@ whole order, since only encoding tells where rows end.
 Batches are made ahead by a thread; `state()` is that of the batch which the caller got last.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -188,6 +189,8 @@ class ConversationBatches(RowBatches):
     filler: the id of padding
     too_long: what happens to those of more than length + 1 tokens; `truncated` and `dropped` count
         them. Those without anything to learn are dropped in any case.
+    shared: conversations with the same tools and system message share rows, which hold that
+        beginning once, so that short ones cost little beside a long list of tools
     """
 
     stream: SampleRows
@@ -204,6 +207,7 @@ class ConversationBatches(RowBatches):
         epochs: int | None = None,
         packed: bool = True,
         too_long: TooLong = "error",
+        shared: bool = False,
         **more: Any,
     ) -> None:
         stream = SampleRows(
@@ -213,6 +217,7 @@ class ConversationBatches(RowBatches):
             filler=filler,
             packed=packed,
             too_long=too_long,
+            alike=_beginning if shared else None,
         )
         super().__init__(stream, f"{corpus.fingerprint}/{seed}", rows=rows, **more)
 
@@ -283,6 +288,13 @@ class Mixture(Batches):
         numbers = [number for number, _ in numbered] + [0] * (self.rows - len(numbered))
         batch = self._parts[0].tensors([row for _, row in numbered])
         return {**batch, "parts": torch.tensor(numbers)}
+
+
+def _beginning(conversation: Conversation) -> str:
+    """What a conversation is certain to begin with."""
+    first = conversation.messages[0]
+    system = first if first["role"] == "system" else None
+    return json.dumps([system, conversation.tools], sort_keys=True)
 
 
 def marked(render: Render, messages: Sequence[dict[str, Any]], tools: Any) -> Marked:

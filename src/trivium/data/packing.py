@@ -9,12 +9,15 @@ the gradients that its segments would give in rows of their own (packing of Krel
     segments   0 0 0 0       1 1 1            −1: padding
     positions  0 1 2 3       0 1 2
 
+Samples that begin alike, such as with the same list of tools, may share a row that has their
+beginning once: its tokens are −2 in `segments`, and positions go on from there.
+
 A stream of rows has a `state` that goes on behind the row that it gave last.
 """
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +28,7 @@ from trivium.data.encoding import Encoder, Ids
 from trivium.data.order import Cursor, Order, lanes_of
 from trivium.errors import UsageError
 
+SHARED = -2  # among segments: the beginning of all samples of a row
 GROUP = 1 << 16  # characters that are encoded at once
 TooLong = Literal["error", "truncate", "drop"]
 State = dict[str, Any]
@@ -49,10 +53,11 @@ def blank(length: int, filler: int) -> Row:
     )
 
 
-def put(row: Row, start: int, segment: int, ids: Ids, targets: Ids) -> None:
+def put(row: Row, start: int, segment: int, ids: Ids, targets: Ids, first: int = 0) -> None:
+    """`first` is the position of ids[0] in its text."""
     place = slice(start, start + len(ids))
     row.ids[place], row.targets[place], row.segments[place] = ids, targets, segment
-    row.positions[place] = np.arange(len(ids))
+    row.positions[place] = np.arange(first, first + len(ids))
 
 
 class RowStream(ABC):
@@ -218,6 +223,8 @@ class SampleRows(RowStream):
     into the row that it fills best (best fit decreasing).
 
     render: from an item to its tokens
+    alike: says of an item what its sample begins with; those of which it says the same share rows
+        and, in each, what they begin with
     """
 
     def __init__(
@@ -229,8 +236,9 @@ class SampleRows(RowStream):
         filler: int,
         packed: bool,
         too_long: TooLong,
+        alike: Callable[[Any], Hashable] | None = None,
     ) -> None:
-        self._order, self._render = order, render
+        self._order, self._render, self._alike = order, render, alike
         self.length, self.filler, self._packed = length, filler, packed
         self.limit = Limit(order.corpus, length + 1, too_long)
         self._place = [0, 0, 0, 0, 0]  # epoch, pool, row; dropped and truncated before the pool
@@ -246,25 +254,56 @@ class SampleRows(RowStream):
         limit, first, fruitful = self.limit, self._place[2], Fruitful(self._order.corpus)
         for epoch, pool, items in self._order.pools(*self._place[:2]):
             counts = [limit.dropped, limit.truncated]
-            samples = [s for found in items for s in self._sample(found)]
-            fruitful.check(epoch, len(samples))
-            rows = best_fit([len(s.ids) - 1 for s in samples], self.length if self._packed else 0)
-            rows.sort(key=min)  # as the samples were drawn, not by how full rows are
+            kinds: dict[Hashable, list[tuple[int, Marked]]] = {}
+            count = 0
+            for found in items:
+                for sample in self._sample(found):
+                    kind = self._alike(found.item) if self._alike else None
+                    kinds.setdefault(kind, []).append((count, sample))
+                    count += 1
+            fruitful.check(epoch, count)
+            rows = [row for samples in kinds.values() for row in self._rows(samples)]
+            rows.sort(key=lambda row: row[0])  # as the samples were drawn, not by how full rows are
             for number in range(first, len(rows)):
                 self._place = [epoch, pool, number + 1, *counts]
-                yield self._filled([samples[i] for i in sorted(rows[number])])
+                _, trunk, samples = rows[number]
+                yield self._filled(samples, trunk)
             first = 0
+
+    def _rows(self, numbered: list[tuple[int, Marked]]) -> Iterator[tuple[int, int, list[Marked]]]:
+        """Of each row: the number of its first sample, how many tokens its samples share, and the
+        samples. `numbered` begin alike, if anything does."""
+        samples = [sample for _, sample in numbered]
+        trunk = _shared(samples) if self._alike and len(samples) > 1 else 0
+        room = self.length - trunk if self._packed else 0
+        for row in best_fit([len(sample.ids) - 1 - trunk for sample in samples], room):
+            members = sorted(row)
+            yield numbered[members[0]][0], trunk, [samples[i] for i in members]
 
     def _sample(self, found: Found[Any]) -> list[Marked]:
         sample = rendered(self._order.corpus, self._render, found)
         return [] if sample is None else self.limit.fit([sample], found.place) or []
 
-    def _filled(self, samples: list[Marked]) -> Row:
-        row, filled = blank(self.length, self.filler), 0
+    def _filled(self, samples: list[Marked], trunk: int) -> Row:
+        row, filled = blank(self.length, self.filler), trunk
+        if trunk:
+            beginning = samples[0].ids[:trunk]
+            put(row, 0, SHARED, beginning, np.full(trunk, IGNORE))
         for segment, (ids, learnt) in enumerate(samples):
-            put(row, filled, segment, ids[:-1], np.where(learnt[1:], ids[1:], IGNORE))
-            filled += len(ids) - 1
+            targets = np.where(learnt[1:], ids[1:], IGNORE)
+            put(row, filled, segment, ids[trunk:-1], targets[trunk:], trunk)
+            filled += len(ids) - 1 - trunk
         return row
+
+
+def _shared(samples: Sequence[Marked]) -> int:
+    """How many tokens all samples begin with, and none has to learn or to foretell."""
+    first = samples[0].ids
+    most = min(min(int(sample.learnt.argmax()), len(sample.ids)) for sample in samples) - 1
+    for sample in samples[1:]:
+        same = sample.ids[:most] == first[:most]
+        most = int(same.argmin()) if not same.all() else most
+    return max(most, 0)
 
 
 def rendered(corpus: Corpus[Any], render: Callable[[Any], Any], found: Found[Any]) -> Any:

@@ -1,5 +1,6 @@
 """The calculator: reads an expression as people and programmers write it, and never runs code.
 
+    program      (name '=' sum (';' | newline))* comparison        price = 3 * 4; 20 - price
     comparison   sum (('<' | '<=' | '=' | '==' | '!=' | '>=' | '>') sum)*
     sum          product (('+' | '-') product)*            200 + 10% is 220, as on calculators
     product      share (('*' | '/' | '//' | '%' | 'mod') share)*
@@ -9,6 +10,9 @@
     postfix      atom ('!' | '%' | '°' | thousand | million | k | M | 万 | 亿 …)*
     atom         number | constant | function '(' sum (',' sum)* ')' | '(' sum ')' | '√' postfix
 
+A program's last line may be `name = sum` too; names may stand in the sums behind them. Instead of a
+sum there may be a conversion, as in 26.2 miles to km: see `trivium.llmos.units`.
+
 A `%` before an operand is the remainder, else it is per cent. A comma groups digits (1,234,567.89),
 but separates arguments inside a function of several arguments. Values are those of
 `trivium.llmos.arithmetic`: exact where the operation is. The parser computes as it reads.
@@ -16,17 +20,15 @@ but separates arguments inside a function of several arguments. Values are those
 
 import decimal
 import difflib
-import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
-from functools import reduce
 
-from trivium.llmos import arithmetic
+from trivium.llmos import arithmetic, units
 from trivium.llmos.arithmetic import Number
 from trivium.llmos.confirmation import visible
+from trivium.llmos.functions import FUNCTIONS, Function
 from trivium.llmos.numerals import number, written
 from trivium.llmos.tools import ToolError, tool
 
@@ -41,6 +43,7 @@ _SPELLINGS = str.maketrans(
         **dict.fromkeys("$€£¥", " "),
         **dict.fromkeys("\t\n\r\u00a0", " "),
         **dict(zip("（），％＋－＝", "(),%+-=", strict=True)),
+        "；": ";",
         "≤": "<=",
         "≥": ">=",
         "≠": "!=",
@@ -57,6 +60,7 @@ _TOKEN = re.compile(
     r"|(?P<sign>\*\*|//|<=|>=|==|!=|[-+*/%^!()\[\],<>=°√百千万萬亿億])"
     r")"
 )
+_ASSIGNED = re.compile(r" *([A-Za-z_][A-Za-z_0-9]*) *=(?!=)")
 _GROUPED = re.compile(r" *([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)(?![0-9,]*[0-9])")
 
 _UNITS = {
@@ -84,89 +88,11 @@ _COMPARE: dict[str, Callable[[Number], bool]] = {
 }
 
 
-def _median(*values: Number) -> Number:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if len(ordered) % 2:
-        return ordered[middle]
-    return arithmetic.divide(arithmetic.add(ordered[middle - 1], ordered[middle]), Fraction(2))
-
-
-def _sum(*values: Number) -> Number:
-    return reduce(arithmetic.add, values)
-
-
-def _mean(*values: Number) -> Number:
-    return arithmetic.divide(_sum(*values), Fraction(len(values)))
-
-
-def _power(base: Number, exponent: Number, modulus: Number | None = None) -> Number:
-    if modulus is None:
-        return arithmetic.power(base, exponent)
-    return arithmetic.modular_power(base, exponent, modulus)
-
-
-def _round(value: Number, digits: Number = Fraction(0)) -> Number:
-    places = arithmetic.whole(digits, "the second argument of round")
-    return arithmetic.rounded(value, places, arithmetic.half_away)
-
-
-def _degrees(value: Number) -> Number:
-    return arithmetic.divide(arithmetic.multiply(value, Fraction(180)), arithmetic.PI)
-
-
-def _radians(value: Number) -> Number:
-    return arithmetic.divide(arithmetic.multiply(value, arithmetic.PI), Fraction(180))
-
-
-@dataclass(frozen=True)
-class _Function:
-    compute: Callable[..., Number]
-    least: int = 1  # arguments
-    most: int | None = 1  # None: any number
-
-
-_FUNCTIONS = {
-    "sqrt": _Function(lambda x: arithmetic.root(x, 2)),
-    "cbrt": _Function(lambda x: arithmetic.root(x, 3)),
-    "pow": _Function(_power, 2, 3),
-    "mod": _Function(arithmetic.modulo, 2, 2),
-    "exp": _Function(arithmetic.exponential),
-    "log": _Function(arithmetic.logarithm, 1, 2),
-    "ln": _Function(arithmetic.logarithm),
-    "log10": _Function(lambda x: arithmetic.logarithm(x, Fraction(10))),
-    "log2": _Function(lambda x: arithmetic.logarithm(x, Fraction(2))),
-    "sin": _Function(arithmetic.sine),
-    "cos": _Function(arithmetic.cosine),
-    "tan": _Function(arithmetic.tangent),
-    "asin": _Function(arithmetic.arcsine),
-    "acos": _Function(arithmetic.arccosine),
-    "atan": _Function(arithmetic.arctangent),
-    "degrees": _Function(_degrees),
-    "radians": _Function(_radians),
-    "abs": _Function(arithmetic.absolute),
-    "round": _Function(_round, 1, 2),
-    "floor": _Function(lambda x: arithmetic.rounded(x, 0, math.floor)),
-    "ceil": _Function(lambda x: arithmetic.rounded(x, 0, math.ceil)),
-    "min": _Function(min, 1, None),
-    "max": _Function(max, 1, None),
-    "sum": _Function(_sum, 1, None),
-    "mean": _Function(_mean, 1, None),
-    "average": _Function(_mean, 1, None),
-    "median": _Function(_median, 1, None),
-    "gcd": _Function(arithmetic.greatest_divisor, 1, None),
-    "lcm": _Function(arithmetic.least_multiple, 1, None),
-    "factorial": _Function(arithmetic.factorial),
-    "comb": _Function(lambda n, k: arithmetic.combinations(n, k, ordered=False), 2, 2),
-    "perm": _Function(lambda n, k: arithmetic.combinations(n, k, ordered=True), 2, 2),
-}
-
-
 class _Parser:
     """Reads one expression from left to right and computes as it goes."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, named: Mapping[str, Number]) -> None:
+        self._text, self._named = text, named
         self._at = 0
         self._depth = 0
         self._grouping = True  # whether a comma between digits groups them
@@ -277,7 +203,7 @@ class _Parser:
             if token in _UNITS:
                 value = arithmetic.multiply(value, Fraction(_UNITS[token]))
             elif token == "°":
-                value = _radians(value)
+                value = FUNCTIONS["radians"].compute(value)
             elif token == "!":
                 value = arithmetic.factorial(value)
                 if self._peek() in ("!", "!="):
@@ -302,20 +228,23 @@ class _Parser:
         if self._take("√"):
             return arithmetic.root(self._deeper(self._postfix), 2)
         token = self._peek()
+        if token in self._named and not self._text[self._at :].lstrip().startswith(f"{token}("):
+            self._take(token)
+            return self._named[token]
         if not token or not (token[0] in "._" or token[0].isalnum()) or token in _UNITS:
             raise self._confused()
         self._take(token)
         if token[0].isdigit() or token[0] == ".":
             return number(token)
         name = token.removeprefix("math.")
-        if name in _FUNCTIONS and self._take("("):
-            return self._call(name, _FUNCTIONS[name])
+        if name in FUNCTIONS and self._take("("):
+            return self._call(name, FUNCTIONS[name])
         if name in _CONSTANTS:
             return _CONSTANTS[name]
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             raise ToolError(f"{name} needs its argument in parentheses: {name}(…)")
-        near = difflib.get_close_matches(name, [*_FUNCTIONS, *_CONSTANTS], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_FUNCTIONS)}, pi, e"
+        near = difflib.get_close_matches(name, [*FUNCTIONS, *_CONSTANTS], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FUNCTIONS)}, pi, e"
         raise ToolError(f"unknown name {name[:40]!r}; {hint}")
 
     def _bracketed(self, closing: str, *, grouping: bool) -> list[Number]:
@@ -333,7 +262,7 @@ class _Parser:
         self._grouping = outer
         return values
 
-    def _call(self, name: str, function: _Function) -> Number:
+    def _call(self, name: str, function: Function) -> Number:
         start = self._at
         values = self._bracketed(")", grouping=function.most == 1)
         most = function.most
@@ -357,19 +286,49 @@ def calculate(expression: str) -> str:
 
     Knows + - * / // % ^ !, percentages (15% of 80), sqrt, cbrt, log, ln, log10, exp, sin, cos,
     tan, round, floor, ceil, min, max, sum, mean, median, gcd, lcm, comb, perm, pi, e, comparisons
-    such as 3 > 2, and numbers such as 1,234.5, 2.5 million, 3k or 2万.
+    such as 3 > 2, numbers such as 1,234.5, 2.5 million, 3k or 2万, units (26.2 miles to km), and
+    named steps (paid = 3 * 4.50; 20 - paid).
 
     expression: the expression, such as (3 + 4) * 2.5
     """
-    text = expression.translate(_SPELLINGS).strip().rstrip("=? ")
+    if _ASSIGNED.match(expression):
+        expression = expression.replace("\n", ";")
+    text = expression.translate(_SPELLINGS).strip().rstrip("=? ;")
     if not text:
         raise ToolError("the expression is empty: give one such as 2 + 3")
     if len(text) > _LONGEST:
         raise ToolError(f"the expression has more than {_LONGEST} characters")
-    parser = _Parser(text)
+    named: dict[str, Number] = {}
     try:
-        value = parser.result()
+        *lines, last = (line for line in text.split(";") if line.strip())
+        for line in lines:
+            name, value, _, _ = _line(line, named)
+            if not name or isinstance(value, bool):
+                raise ToolError(f"name the result of {line.strip()[:40]!r}, as in price = 3 * 4")
+            named[name] = value
+        _, value, unit, notes = _line(last, named)
     except decimal.DecimalException as error:
         raise ToolError("a number on the way is too large or too small to compute") from error
     shown = str(value).lower() if isinstance(value, bool) else written(value)
-    return f"{shown} ({'; '.join(dict.fromkeys(parser.notes))})" if parser.notes else shown
+    if unit:
+        shown = f"{shown.partition(' (')[0]} {unit}"
+    return f"{shown} ({'; '.join(dict.fromkeys(notes))})" if notes else shown
+
+
+def _line(text: str, named: Mapping[str, Number]) -> tuple[str, Number | bool, str, list[str]]:
+    """A line of a program: the name that it gives, its value, the unit, and notes on it; there may
+    be no name and no unit."""
+    name = ""
+    if (found := _ASSIGNED.match(text)) and found[1] not in _CONSTANTS:
+        name, text = found[1], text[found.end() :]
+    notes: list[str] = []
+
+    def value_of(part: str) -> Number | bool:
+        parser = _Parser(part, named)
+        value = parser.result()
+        notes.extend(parser.notes)
+        return value
+
+    if converted := units.conversion(text, value_of):
+        return name, *converted, notes
+    return name, value_of(text), "", notes

@@ -59,7 +59,7 @@ def uncounted(results: Sequence[Message], effects: Mapping[str, str], answer: st
     """The last value that was computed, if the answer does not say it."""
     computed = [m for m in results if effects.get(m.name or "") == "none"]
     value = computed[-1].text.strip() if computed else ""
-    number, _, _ = value.partition(" (")  # a note of the calculator
+    number, _, _ = value.partition(" ")  # then a unit, or a note of the calculator
     short = 0 < len(value) <= SHORT and "\n" not in value and not value.startswith("error: ")
     if not short or not _NUMBER.match(number) or states(answer, number):
         return ""

@@ -3,6 +3,11 @@
     segments   0 0 0 1 1 1 1 −1 −1      which text of its row a token belongs to; −1: padding
     positions  0 1 2 0 1 2 3  0  1      where it stands in its text
 
+or texts that begin alike, of which the beginning, −2, is computed once and seen by all of the row:
+
+    segments  −2 −2 −2 0 0 1 1 1 −1
+    positions  0  1  2 3 4 3 4 5  0
+
 Attention is computed text by text, so that it costs Σ length² instead of B·T² and no mask of
 (B, T, T) exists: on a GPU by one kernel for texts of any lengths (FlashAttention, Dao et al. 2022),
 elsewhere in a loop over the texts, which on a CPU is as fast as that (bench/training_parts.py).
@@ -22,6 +27,7 @@ from trivium.nn.attention import attend
 from trivium.nn.untraced import untraced
 
 PADDING = -1
+SHARED = -2  # the beginning of all texts of a row
 WIDEST = 256  # channels of a head that FlashAttention takes
 
 
@@ -44,7 +50,9 @@ class Segments:
     @untraced
     def of(cls, numbers: Tensor) -> "Segments | None":
         """The segments (B, T) of a batch; None if every row is one text."""
-        return None if bool((numbers == numbers[:, :1]).all()) else cls(numbers)
+        if bool((numbers == numbers[:, :1]).all()):
+            return None
+        return Branches(numbers) if bool((numbers[:, 0] == SHARED).any()) else cls(numbers)
 
     def attend(
         self,
@@ -98,6 +106,61 @@ class Segments:
     def _pieces(self) -> tuple[list[int], list[bool]]:
         """How long each segment is, one row after the other, and whether it is no padding."""
         return self._bounds.diff().tolist(), self._real.tolist()
+
+
+class Branches(Segments):
+    """Texts that go on from what all of a row begin with."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        super().__init__(numbers)
+        trunks = (numbers == SHARED).cumprod(1).sum(1)
+        behind = (numbers != SHARED) & (numbers != PADDING)
+        self.positions = self.positions + behind * trunks[:, None]
+        self._trunks = trunks
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        window: int | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """As of `Segments`; a text sees the beginning of its row, and that sees no text."""
+        assert causal, "a beginning that many texts share cannot see what comes behind it"
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        rows = []
+        for q_row, k_row, v_row, spans in zip(q, k, v, self._spans, strict=True):
+            parts = []
+            for start, end, trunk in spans:
+                if trunk is None:
+                    parts.append(torch.zeros_like(q_row[:, start:end]))
+                    continue
+                seen = (
+                    x[None, :, start:end]
+                    if start == 0
+                    else torch.cat([x[None, :, :trunk], x[None, :, start:end]], 2)
+                    for x in (k_row, v_row)
+                )
+                own = q_row[None, :, start:end]
+                parts.append(attend(own, *seen, causal=True, window=window, scale=scale)[0])
+            rows.append(torch.cat(parts, 1))
+        return torch.stack(rows)
+
+    @functools.cached_property
+    def _spans(self) -> list[list[tuple[int, int, int | None]]]:
+        """Of each row: where its texts begin and end, and how much they share; None: padding."""
+        lengths, real = self._pieces
+        count = self.positions.shape[1]
+        rows: list[list[tuple[int, int, int | None]]] = [[] for _ in self.positions]
+        at = 0
+        for length, some in zip(lengths, real, strict=True):
+            row, start = divmod(at, count)
+            rows[row].append((start, start + length, int(self._trunks[row]) if some else None))
+            at += length
+        return rows
 
 
 @functools.cache

@@ -40,7 +40,7 @@ from trivium.train import TrainConfig, train
 
 TEMPLATE = Path(tool_requests.__file__).parent / "chat_template.jinja"
 REPLIES = "replies.jsonl"
-HELD_OUT = 12  # conversations, of another seed
+HELD_OUT = 60  # conversations, of requests that are not trained on
 DRY = 20
 LIMITS = (
     "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
@@ -56,8 +56,8 @@ class Config(RecipeConfig):
     problems: str = ""  # a file of word problems in the form of GSM8K, besides those made up
     start: str = ""  # an adapter to go on from
     steps: int = 840  # one row each
-    length: int = 1024  # tokens of a row
-    conversations: int = 2000  # that are made, of one to seven requests
+    length: int = 2048  # tokens of a row, of which those of a list of tools stand there once
+    conversations: int = 12_000  # that are made, of one to three requests
     plain: int = 1200  # answers of the untrained model that are learnt again
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
@@ -76,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     problems = read_problems(config.problems) if config.problems else []
     made = _made(plain, problems, config.seed, count)
     corpus = conversations(made, name="conversations with tools")
-    held_out = conversations(_made(plain, problems, config.seed + 1, HELD_OUT))
+    held_out = conversations(_made(plain, problems, config.seed + 1, HELD_OUT, held=True))
     own = "made by this recipe"
     run.data(corpus, licence=f"{own}; {config.problems}: its own" if problems else own)
     batches = _batches(corpus, loaded, plain, config, seed=config.seed)
@@ -140,10 +140,15 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
 
 
 def _made(
-    plain: Sequence[Reply], problems: Sequence[Problem], seed: int, count: int
+    plain: Sequence[Reply],
+    problems: Sequence[Problem],
+    seed: int,
+    count: int,
+    *,
+    held: bool = False,
 ) -> list[dict[str, Any]]:
     """Conversations as records."""
-    made = islice(dialogues(seed, plain, problems), count)
+    made = islice(dialogues(seed, plain, problems, held=held), count)
     return [{"messages": d.messages, "tools": d.tools or None} for d in made]
 
 
@@ -173,7 +178,14 @@ def _batches(
     spelling = Spelling(loaded.tokenizer, plain)
     filler = loaded.tokenizer.control_tokens["<|im_end|>"]
     return ConversationBatches(
-        corpus, spelling, rows=1, length=config.length, filler=filler, too_long="drop", **order
+        corpus,
+        spelling,
+        rows=1,
+        length=config.length,
+        filler=filler,
+        too_long="drop",
+        shared=True,
+        **order,
     )
 
 

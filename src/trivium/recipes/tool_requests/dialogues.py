@@ -1,16 +1,18 @@
-"""Conversations of several requests, each with a list of tools that has what they need.
+"""Conversations with a list of tools that has what they need: most of one request, as people begin,
+others of several.
 
-A request whose tool is not on the list is told so; a sum is done with `python` where there is no
-`calculate`.
+A few settings, each a list of tools and maybe a system message, serve many conversations. A request
+whose tool is not on the list is told so; a sum is done with `python` where there is no `calculate`.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from trivium.llmos.builtin import builtin_tools
 from trivium.llmos.workspace import Workspace
+from trivium.recipes.tool_requests import written
 from trivium.recipes.tool_requests.code import python_task, terminal_task
 from trivium.recipes.tool_requests.files import list_task, read_task, search_task, write_task
 from trivium.recipes.tool_requests.linked import linked
@@ -30,6 +32,8 @@ SYSTEMS = (
     "You help with files and sums.",
     "You are a friendly assistant. Use the tools when they help.",
 )
+SETTINGS = 40
+ALONE = 0.93  # of conversations, where all our tools are on offer
 REFUSED = {
     "weather",
     "set_timer",
@@ -94,13 +98,13 @@ def tool_list(
     """The names of a list: mostly ours, alone or with others, in the order the kernel has them."""
     others = [name for name in all_tools if name not in ours]
     roll = rng.random()
-    if roll < 0.35:
+    if roll < 0.45:
         return list(ours)
-    if roll < 0.65:
+    if roll < 0.8:
         return [*ours, *sorted(OURS_NEXT, key=others.index)]
-    if roll < 0.77:
+    if roll < 0.88:
         return [*ours, *rng.sample(others, rng.randint(1, 3))]
-    if roll < 0.9:
+    if roll < 0.95:
         some = [*rng.sample(list(ours), rng.randint(2, 5)), *rng.sample(others, rng.randint(0, 3))]
         rng.shuffle(some)
         return some
@@ -131,24 +135,77 @@ def _fitting(
     return None
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """What conversations begin with."""
+
+    system: str
+    offered: list[str]
+
+
 def dialogues(
-    seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = ()
+    seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = (), *, held: bool = False
 ) -> Iterator[Dialogue]:
-    """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file."""
+    """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file. Those
+    that are `held` back are of one request each, and no others have it."""
     rng = random.Random(seed)
     ours_made = {tool.name: tool.to_json() for tool in builtin_tools(Workspace.__new__(Workspace))}
     ours = list(ours_made)
     all_tools = ours_made | schemas()
     plain = _shuffled(replies, rng)
+    answers = {reply.request: reply.answer for reply in replies if reply.past}
+    settings = [
+        _Setting(
+            rng.choice(SYSTEMS) if rng.random() < 0.12 else "", tool_list(rng, all_tools, ours)
+        )
+        for _ in range(SETTINGS)
+    ]
     while True:
-        offered = tool_list(rng, all_tools, ours)
-        messages, whole = _messages(offered, ours, plain, problems, rng)
+        setting = rng.choice(settings)
+        offered = setting.offered
+        if set(ours) <= set(offered) and (held or rng.random() < ALONE):
+            messages, whole = _alone(offered, plain, answers, problems, rng, held)
+        elif held:
+            continue
+        else:
+            messages, whole = _several(offered, ours, plain, problems, rng)
+        if setting.system:
+            messages.insert(0, {"role": "system", "content": setting.system})
         tools = [all_tools[name] for name in offered]
         called = any("tool_calls" in message for message in messages)
-        yield Dialogue(messages, [] if not called and rng.random() < 0.3 else tools, whole)
+        yield Dialogue(messages, [] if not called and rng.random() < 0.1 else tools, whole)
 
 
-def _messages(
+def _alone(
+    offered: Sequence[str],
+    plain: Iterator[Reply],
+    answers: Mapping[str, str],
+    problems: Sequence[Problem],
+    rng: random.Random,
+    held: bool,
+) -> tuple[list[dict[str, Any]], bool]:
+    """One request, or one that leans on another, and whether the answer is whole."""
+    while True:
+        roll = rng.random()
+        if roll < 0.12:
+            reply = next(plain)
+            turns = [*reply.past, (reply.request, reply.answer)]
+            return [m for asked, answered in turns for m in _turn(asked, answered)], reply.whole
+        if roll < 0.5:
+            found = [written.problem(rng, held)]
+        elif roll < 0.57 and problems:
+            found = [problem(rng, problems)]
+        elif roll < 0.93:
+            found = [written.request(rng, held)]
+        elif roll < 0.99:
+            found = written.follow_up(rng, answers, held)
+        else:
+            found = task(rng, problems)
+        if {name for exchange in found for name in exchange.tools} <= set(offered):
+            return [m for exchange in found for m in exchange.messages()], True
+
+
+def _several(
     offered: Sequence[str],
     ours: Sequence[str],
     plain: Iterator[Reply],
@@ -157,9 +214,7 @@ def _messages(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Some turns, and whether the last one is whole."""
     messages: list[dict[str, Any]] = []
-    if rng.random() < 0.12:
-        messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
-    for _ in range(rng.choice((1, 2, 3, 4, 5, 6, 7))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
         if rng.random() < 0.15:
             reply = next(plain)
             for asked, answered in reply.past:

@@ -76,7 +76,7 @@ def problem(rng: random.Random, problems: Sequence[Problem]) -> Exchange:
     """A problem with its call and its answer."""
     chosen = rng.choice(problems)
     for _ in range(TRIES):
-        values = {place: _drawn(value, rng) for place, value in chosen.slots.items()}
+        values = {place: drawn(value, rng) for place, value in chosen.slots.items()}
         changed = _sensible(chosen, dict(zip(chosen.slots.values(), values.values(), strict=True)))
         if changed is not None:
             break
@@ -84,7 +84,7 @@ def problem(rng: random.Random, problems: Sequence[Problem]) -> Exchange:
         values, changed = dict(chosen.slots), _written(chosen.tree)
     pieces = list(chosen.pieces)
     for place, value in values.items():
-        pieces[place] = _alike(pieces[place], value)
+        pieces[place] = alike(pieces[place], value)
     expression = ast.unparse(changed)
     result = str(calculate.function(expression))
     request = polite(careless("".join(pieces), rng), rng)
@@ -131,14 +131,7 @@ def _parsed(question: str, answer: str) -> Problem | None:
 def _with_slots(question: str, tree: ast.expr) -> Problem | None:
     """None if the expression has a number that the question does not tell."""
     literals = _numbers(tree)
-    pieces, where = [], {}
-    last = 0
-    numbers = [*_NUMBER.finditer(question), *_WORD.finditer(question)]
-    for found in sorted(numbers, key=lambda found: found.start()):
-        pieces += [question[last : found.start()], found[0]]
-        where[len(pieces) - 1] = _value(found[0])
-        last = found.end()
-    pieces.append(question[last:])
+    pieces, where = in_pieces(question)
     shown = list(where.values())
     percent = {place for place in where if _PERCENT.match(pieces[place + 1])}
     shares = {
@@ -153,7 +146,18 @@ def _with_slots(question: str, tree: ast.expr) -> Problem | None:
         for place, value in where.items()
         if shown.count(value) == 1 and literals[value] == 1 and place not in percent
     }
-    return Problem(tuple(pieces), slots, tree)
+    return Problem(pieces, slots, tree)
+
+
+def in_pieces(question: str) -> tuple[tuple[str, ...], dict[int, Fraction]]:
+    """The question in pieces, every second of which is a number, and the value of each number."""
+    pieces, where, last = [], {}, 0
+    numbers = [*_NUMBER.finditer(question), *_WORD.finditer(question)]
+    for found in sorted(numbers, key=lambda found: found.start()):
+        pieces += [question[last : found.start()], found[0]]
+        where[len(pieces) - 1] = _value(found[0])
+        last = found.end()
+    return (*pieces, question[last:]), where
 
 
 def _numbers(tree: ast.expr) -> Counter[Fraction]:
@@ -206,7 +210,7 @@ class _Put(ast.NodeTransformer):
 # -- other numbers --------------------------------------------------------------------------------
 
 
-def _drawn(value: Fraction, rng: random.Random) -> Fraction:
+def drawn(value: Fraction, rng: random.Random) -> Fraction:
     """A number of that size and kind."""
     scale = 10 ** len(str(value.denominator - 1)) if value.denominator > 1 else 1
     whole = int(value * scale)
@@ -261,26 +265,26 @@ def _computed(tree: ast.expr) -> Fraction | None:
 def _written(tree: ast.expr) -> ast.expr:
     """The expression with numbers as they are typed."""
     if isinstance(tree, ast.Constant):
-        return ast.Name(_digits(tree.value))  # type: ignore[arg-type]
+        return ast.Name(digits(tree.value))  # type: ignore[arg-type]
     assert isinstance(tree, ast.BinOp)
     return ast.BinOp(_written(tree.left), tree.op, _written(tree.right))
 
 
-def _digits(value: Fraction) -> str:
+def digits(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value.numerator)
     return f"{float(value):.10f}".rstrip("0")
 
 
-def _alike(before: str, value: Fraction) -> str:
+def alike(before: str, value: Fraction) -> str:
     """The number as the old one was written: as a word, with commas, with two places."""
     if before.lower() in NUMBERS:
         if value.denominator == 1 and 0 <= value < len(NUMBERS):
             word = number_word(int(value))
             return word.capitalize() if before[0].isupper() else word
-        return _digits(value)
+        return digits(value)
     if value.denominator == 1:
         return f"{int(value):,}" if "," in before else str(int(value))
-    text = _digits(value)
+    text = digits(value)
     places = len(before.partition(".")[2])
     return text + "0" * max(0, places - len(text.partition(".")[2]))

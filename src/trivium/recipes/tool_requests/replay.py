@@ -14,6 +14,7 @@ from trivium.language.generation import End, Request
 from trivium.language.pretrained import LanguageModel
 from trivium.language.sampling import Sampling
 from trivium.recipes.tool_requests.talk import follow_up, talk
+from trivium.recipes.tool_requests.written import plain
 
 LONGEST, SHORT = 64, 20  # tokens
 TOGETHER = 8
@@ -31,18 +32,22 @@ class Reply:
 
 
 def replies(language_model: LanguageModel, count: int, seed: int) -> Iterator[Reply]:
-    """`count` replies of the model; some are to a second request."""
+    """`count` replies of the model, to requests that people wrote and to those of patterns; some
+    are to a second request."""
     rng = random.Random(seed)
     engine = Engine(language_model)
     long, again = count // 4, count // 8
-    first = [Reply((), talk(rng), "", True) for _ in range(count - again)]
+    by_people = rng.sample(plain(), min(len(plain()), (count - again) * 3 // 4))
+    first = [Reply(past, request, "", True) for past, request in by_people]
+    first += [Reply((), talk(rng), "", True) for _ in range(count - again - len(first))]
+    rng.shuffle(first)
     answered = []
     for reply in _answered(engine, first[:long], LONGEST):
         answered.append(reply)
         yield reply
     whole = [reply for reply in answered if reply.whole and reply.answer] or answered
     second = [
-        Reply(((reply.request, reply.answer),), follow_up(rng), "", True)
+        Reply((*reply.past, (reply.request, reply.answer)), follow_up(rng), "", True)
         for reply in rng.choices(whole, k=again)
     ]
     yield from _answered(engine, second, LONGEST)

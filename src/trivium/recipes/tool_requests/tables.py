@@ -12,8 +12,13 @@ FOLDER = Path(__file__).parent / "tables"
 @cache
 def table(name: str) -> tuple[tuple[str, ...], ...]:
     """The rows of `tables/NAME.tsv`."""
-    lines = (FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    return tuple(tuple(map(_read, line.split("\t"))) for line in lines)
+    return tuple(tuple(map(_read, fields)) for fields in lines(name))
+
+
+def lines(name: str) -> list[list[str]]:
+    """The rows of `tables/NAME.tsv`, their fields as they stand there."""
+    text = (FOLDER / f"{name}.tsv").read_text(encoding="utf-8")
+    return [line.split("\t") for line in text.split("\n")[1:] if line]
 
 
 def _read(field: str) -> str:

@@ -13,20 +13,21 @@ class Step:
 
     tool: str
     arguments: Mapping[str, Any]
-    result: str
+    result: str = ""
 
 
 @dataclass(frozen=True)
 class Exchange:
     """A request, its steps (none: it is just answered), and the answer.
 
-    Not `learnt` is what only came before something else.
+    Not `learnt` is what only came before something else. What is `called` ends with its last call.
     """
 
     request: str
     steps: Sequence[Step] = ()
     answer: str = ""
     learnt: bool = True
+    called: bool = False
 
     @property
     def tools(self) -> list[str]:
@@ -40,7 +41,9 @@ class Exchange:
             call = {"type": "function", "function": {"name": step.tool, "arguments": text}}
             said.append({"role": "assistant", "content": "", "tool_calls": [call]})
             said.append({"role": "tool", "content": step.result, "name": step.tool})
-        if self.answer:
+        if self.called:
+            said.pop()
+        elif self.answer:
             said.append({"role": "assistant", "content": self.answer})
         if not self.learnt:
             said = [{**message, "weight": 0} for message in said]
