@@ -23,6 +23,7 @@ from trivium.llmos import native_tools
 from trivium.llmos.faithful import failure, unadmitted, uncounted, unsaid
 from trivium.llmos.few_shot import ToolChooser, fill_arguments
 from trivium.llmos.messages import Finish, Message, ModelEvent, TextDelta, ToolCall, Usage
+from trivium.llmos.second_thoughts import reconsidered
 from trivium.llmos.shipped import load_assistant
 from trivium.llmos.tools import Tool
 
@@ -109,18 +110,24 @@ class LocalModel:
             # would be one on the right digit.
             request = replace(request, sampling=Sampling())
         parser = native_tools.Parser(form, self.engine.tokenizer)
-        called, said = False, ""
+        calls: list[ToolCall] = []
+        said = ""
         for event in self.engine.generate(request):
             for piece in parser.push(event):
-                called = called or isinstance(piece, ToolCall)
-                said += piece.text if isinstance(piece, TextDelta) else ""
-                yield piece
+                if isinstance(piece, ToolCall):
+                    calls.append(piece)
+                else:
+                    said += piece.text
+                    yield piece
             if isinstance(event, End):
-                if not called and (results := _results(messages)):
+                if calls and self.plain is not None and not said.strip():
+                    calls[0] = reconsidered(self.engine, prompt, form, calls[0], messages)
+                yield from calls
+                if not calls and (results := _results(messages)):
                     missing = unadmitted(results, said) or uncounted(results, effects, said)
                     if missing:
                         yield TextDelta(missing)
-                reason = "tool_calls" if called and event.reason == "stop" else event.reason
+                reason = "tool_calls" if calls and event.reason == "stop" else event.reason
                 yield Finish(reason, _usage(event))
 
     def _plainly(

@@ -56,6 +56,12 @@ def call_rules(form: Form, tools: Sequence[Tool]) -> list[str]:
     return rules
 
 
+def call_head(form: Form, name: str) -> str:
+    """How a call of a tool begins, up to its arguments."""
+    space = "\n" if form.end else " "
+    return f'{form.begin}{space}{{"name": {json.dumps(name)}, "{form.key}":'
+
+
 def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:
     """Free text, then any number of calls of `tools`, each well-formed."""
     rules = call_rules(form, tools)

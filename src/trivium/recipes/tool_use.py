@@ -2,9 +2,10 @@
 
 It gives a LoRA adapter, as `trivium.llmos.shipped` loads it. The data are those of
 `trivium.recipes.tool_requests`: word problems, sums, files, code, tools of other people, requests
-that need none. Only what the assistant says is learnt, calls with their end and answers. Plain
-answers are the untrained model's own (self-distillation: Yang et al. 2024), so that it still talks
-as it did.
+that need none. Conversations with the same list of tools share rows, which hold the list once: most
+are short, and beside it they would be lost. Only what the assistant says is learnt, calls with
+their end and answers. Plain answers are the untrained model's own (self-distillation: Yang et al.
+2024), so that it still talks as it did.
 """
 
 import dataclasses

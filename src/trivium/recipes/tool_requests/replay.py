@@ -32,13 +32,13 @@ class Reply:
 
 
 def replies(language_model: LanguageModel, count: int, seed: int) -> Iterator[Reply]:
-    """`count` replies of the model, to requests that people wrote and to those of patterns; some
-    are to a second request."""
+    """`count` replies of the model, to requests that were written one by one and to those of
+    patterns; some are to a second request."""
     rng = random.Random(seed)
     engine = Engine(language_model)
     long, again = count // 4, count // 8
-    by_people = rng.sample(plain(), min(len(plain()), (count - again) * 3 // 4))
-    first = [Reply(past, request, "", True) for past, request in by_people]
+    one_by_one = rng.sample(plain(), min(len(plain()), (count - again) * 3 // 4))
+    first = [Reply(past, request, "", True) for past, request in one_by_one]
     first += [Reply((), talk(rng), "", True) for _ in range(count - again - len(first))]
     rng.shuffle(first)
     answered = []

@@ -1,4 +1,5 @@
-"""Requests that people wrote, one by one, each with the call that serves it.
+"""Requests that were written one by one, by a large language model, each with the call that serves
+it.
 
     problems   a question, and the named steps that solve it, which become one expression
     requests   a request, a tool and its arguments
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 
 from trivium.llmos.calculator import calculate
 from trivium.llmos.tools import ToolError
@@ -141,7 +142,7 @@ def _in_one(steps: str) -> str:
     for step in steps.split("; "):
         name, _, text = step.rpartition(" = ")
         for earlier, inner in known.items():
-            text = re.sub(rf"\b{earlier}\b(?!\()", lambda m, i=inner: _put(i, m), text)
+            text = re.sub(rf"\b{earlier}\b(?!\()", partial(_put, inner), text)
         known[name] = text
     return text
 
