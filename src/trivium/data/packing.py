@@ -17,7 +17,7 @@ A stream of rows has a `state` that goes on behind the row that it gave last.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from trivium.data.order import Cursor, Order, lanes_of
 from trivium.errors import UsageError
 
 SHARED = -2  # among segments: the beginning of all samples of a row
+FULL = 0.75  # of a row, of samples that share their beginning
 GROUP = 1 << 16  # characters that are encoded at once
 TooLong = Literal["error", "truncate", "drop"]
 State = dict[str, Any]
@@ -172,6 +173,9 @@ class Marked(NamedTuple):
     learnt: Any  # (n,) bool
 
 
+Numbered = tuple[int, Marked]
+
+
 class Limit:
     """What happens to samples of more than `most` tokens, and how many there were.
 
@@ -254,7 +258,7 @@ class SampleRows(RowStream):
         limit, first, fruitful = self.limit, self._place[2], Fruitful(self._order.corpus)
         for epoch, pool, items in self._order.pools(*self._place[:2]):
             counts = [limit.dropped, limit.truncated]
-            kinds: dict[Hashable, list[tuple[int, Marked]]] = {}
+            kinds: dict[Hashable, list[Numbered]] = {}
             count = 0
             for found in items:
                 for sample in self._sample(found):
@@ -262,7 +266,7 @@ class SampleRows(RowStream):
                     kinds.setdefault(kind, []).append((count, sample))
                     count += 1
             fruitful.check(epoch, count)
-            rows = [row for samples in kinds.values() for row in self._rows(samples)]
+            rows = self._packed_rows(kinds.values())
             rows.sort(key=lambda row: row[0])  # as the samples were drawn, not by how full rows are
             for number in range(first, len(rows)):
                 self._place = [epoch, pool, number + 1, *counts]
@@ -270,15 +274,29 @@ class SampleRows(RowStream):
                 yield self._filled(samples, trunk)
             first = 0
 
-    def _rows(self, numbered: list[tuple[int, Marked]]) -> Iterator[tuple[int, int, list[Marked]]]:
+    def _packed_rows(self, kinds: Iterable[list[Numbered]]) -> list[tuple[int, int, list[Marked]]]:
         """Of each row: the number of its first sample, how many tokens its samples share, and the
-        samples. `numbered` begin alike, if anything does."""
-        samples = [sample for _, sample in numbered]
-        trunk = _shared(samples) if self._alike and len(samples) > 1 else 0
+        samples. Those of one kind begin alike, if anything does; where they leave much of a row
+        empty, they share one with others instead, whole."""
+        made, loose = [], []
+        for numbered in kinds:
+            samples = [sample for _, sample in numbered]
+            trunk = _shared(samples) if self._alike and len(samples) > 1 else 0
+            for row in self._fitted(samples, trunk):
+                filled = trunk + sum(len(samples[i].ids) - 1 - trunk for i in row)
+                if self._alike and self._packed and filled < FULL * self.length:
+                    loose += [numbered[i] for i in row]
+                else:
+                    made.append((numbered[row[0]][0], trunk, [samples[i] for i in row]))
+        samples = [sample for _, sample in loose]
+        for row in self._fitted(samples, 0):
+            made.append((loose[row[0]][0], 0, [samples[i] for i in row]))
+        return made
+
+    def _fitted(self, samples: Sequence[Marked], trunk: int) -> Iterator[list[int]]:
         room = self.length - trunk if self._packed else 0
         for row in best_fit([len(sample.ids) - 1 - trunk for sample in samples], room):
-            members = sorted(row)
-            yield numbered[members[0]][0], trunk, [samples[i] for i in members]
+            yield sorted(row)
 
     def _sample(self, found: Found[Any]) -> list[Marked]:
         sample = rendered(self._order.corpus, self._render, found)
