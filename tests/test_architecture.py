@@ -39,6 +39,7 @@ WITH_TORCH = {
     "llmos/local.py",
     "llmos/few_shot.py",
     "llmos/native_tools.py",
+    "llmos/second_thoughts.py",
     "llmos/shipped.py",
     "llmos/tasks/local.py",
 }

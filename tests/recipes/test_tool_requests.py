@@ -165,7 +165,7 @@ def some(count: int, seed: int = 0) -> list[Dialogue]:
 
 def test_only_tools_on_the_list_are_called() -> None:
     called = set()
-    for dialogue in some(300):
+    for dialogue in some(1000):
         offered = {tool["function"]["name"] for tool in dialogue.tools}
         for message in dialogue.messages:
             for call in message.get("tool_calls", ()):

@@ -86,7 +86,7 @@ def test_it_goes_on_from_an_adapter_with_problems_of_a_file(model: Path, tmp_pat
     for name in found[0].parts:
         near, before = found[1].delta(name), found[0].delta(name)
         torch.testing.assert_close(near, before, rtol=0, atol=1e-4)
-    made = _made([REPLY], read_problems(second.problems), second.seed, 12)
+    made = _made([REPLY], read_problems(second.problems), second.seed, 100)
     assert "pens." in json.dumps(made)
 
 
