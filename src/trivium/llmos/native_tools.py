@@ -50,16 +50,23 @@ def call_rules(form: Form, tools: Sequence[Tool]) -> list[str]:
     """Rules of a grammar in which `call` is the JSON of one call of one of `tools`."""
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{form.key}": ')
+        head = json.dumps(_opening(form, tool.name) + " ")
         rules.append(f'call_{i}: {head} arguments_{i} "}}"')
         rules.append(f"arguments_{i}: %json {json.dumps(dict(tool.parameters))}")
     return rules
 
 
 def call_head(form: Form, name: str) -> str:
-    """How a call of a tool begins, up to its arguments."""
-    space = "\n" if form.end else " "
-    return f'{form.begin}{space}{{"name": {json.dumps(name)}, "{form.key}":'
+    """How a reply begins that is a call of a tool, up to its arguments."""
+    opening = _opening(form, name)
+    if form is LLAMA:  # the sign is the beginning of the JSON itself
+        return opening
+    space, bracket = "\n" if form.end else " ", "[" if form.listed else ""
+    return f"{form.begin}{space}{bracket}{opening}"
+
+
+def _opening(form: Form, name: str) -> str:
+    return f'{{"name": {json.dumps(name)}, "{form.key}":'
 
 
 def grammar(form: Form, tools: Sequence[Tool]) -> Grammar:

@@ -32,36 +32,34 @@ class Unit:
     zero: Fraction = Fraction(0)
 
 
-_BASE: dict[str, tuple[str | Fraction, str]] = {  # names: factor, base
-    "m metre meter": ("1", "m"),
-    "inch inches in": ("0.0254", "m"),
-    "ft foot feet": ("0.3048", "m"),
-    "yd yard": ("0.9144", "m"),
-    "mi mile": ("1609.344", "m"),
-    "nmi nauticalmile": ("1852", "m"),
-    "lightyear": ("9460730472580800", "m"),
-    "g gram gramme gr": ("0.001", "kg"),
-    "t tonne ton metricton": ("1000", "kg"),
-    "oz ounce": ("0.028349523125", "kg"),
-    "lb pound": ("0.45359237", "kg"),
-    "st stone": ("6.35029318", "kg"),
-    "carat ct": ("0.0002", "kg"),
-    "s sec second": ("1", "s"),
-    "min minute": ("60", "s"),
-    "h hr hour": ("3600", "s"),
-    "d day": ("86400", "s"),
-    "week wk": ("604800", "s"),
-    "month": ("2628000", "s"),
-    "year yr": ("31536000", "s"),
-    "decade": ("315360000", "s"),
-    "century": ("3153600000", "s"),
-    "byte B": ("1", "byte"),
-    "bit": ("0.125", "byte"),
-    "degree deg": ("1", "degree"),
-    "radian rad": (Fraction(180) / arithmetic.settled(arithmetic.PI), "degree"),
-    "dozen": ("12", ""),
-}
-_MADE: dict[str, tuple[str | Fraction, dict[str, int]]] = {  # names: factor, powers of bases
+_UNITS: dict[str, tuple[str | Fraction, dict[str, int]]] = {  # names: factor, powers of bases
+    "m metre meter": ("1", {"m": 1}),
+    "inch inches in": ("0.0254", {"m": 1}),
+    "ft foot feet": ("0.3048", {"m": 1}),
+    "yd yard": ("0.9144", {"m": 1}),
+    "mi mile": ("1609.344", {"m": 1}),
+    "nmi nauticalmile": ("1852", {"m": 1}),
+    "lightyear": ("9460730472580800", {"m": 1}),
+    "g gram gramme gr": ("0.001", {"kg": 1}),
+    "t tonne ton metricton": ("1000", {"kg": 1}),
+    "oz ounce": ("0.028349523125", {"kg": 1}),
+    "lb pound": ("0.45359237", {"kg": 1}),
+    "st stone": ("6.35029318", {"kg": 1}),
+    "carat ct": ("0.0002", {"kg": 1}),
+    "s sec second": ("1", {"s": 1}),
+    "min minute": ("60", {"s": 1}),
+    "h hr hour": ("3600", {"s": 1}),
+    "d day": ("86400", {"s": 1}),
+    "week wk": ("604800", {"s": 1}),
+    "month": ("2628000", {"s": 1}),
+    "year yr": ("31536000", {"s": 1}),
+    "decade": ("315360000", {"s": 1}),
+    "century centurie": ("3153600000", {"s": 1}),
+    "byte B": ("1", {"byte": 1}),
+    "bit": ("0.125", {"byte": 1}),
+    "degree deg": ("1", {"degree": 1}),
+    "radian rad": (Fraction(180) / arithmetic.settled(arithmetic.PI), {"degree": 1}),
+    "dozen": ("12", {}),
     "l L litre liter": ("0.001", {"m": 3}),
     "cc ccm": ("0.000001", {"m": 3}),
     "gal gallon": ("0.003785411784", {"m": 3}),
@@ -190,11 +188,8 @@ def _unit(text: str) -> Unit:
 @cache
 def _known() -> dict[str, Unit]:
     made: dict[str, Unit] = {}
-    for names, (factor, base) in _BASE.items():
-        powers = ((base, 1),) if base else ()
-        made |= dict.fromkeys(names.split(), Unit(Fraction(factor), powers))
-    for names, (value, powers_of) in _MADE.items():
-        unit = Unit(Fraction(value), tuple(sorted(powers_of.items())))
+    for names, (factor, powers) in _UNITS.items():
+        unit = Unit(Fraction(factor), tuple(sorted(powers.items())))
         made |= dict.fromkeys(names.split(), unit)
     for name in _PREFIXED:
         for prefix, size in _PREFIXES.items():
@@ -214,4 +209,4 @@ def _named(name: str) -> Unit | None:
         for short in (spelled, spelled.removesuffix("s"), spelled.removesuffix("es")):
             if short in known:
                 return known[short]
-    return known["century"] if name.lower() == "centuries" else None
+    return None

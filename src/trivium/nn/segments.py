@@ -32,7 +32,8 @@ WIDEST = 256  # channels of a head that FlashAttention takes
 
 
 class Segments:
-    """Where the texts of a batch stand. A segment is a run of equal numbers in a row.
+    """Where the texts of a batch stand. A segment is a run of equal numbers in a row; a beginning
+    that texts share is the first of its row.
 
     positions: (B, T), of each token in its segment
     """
@@ -41,18 +42,20 @@ class Segments:
         starts = torch.ones_like(numbers, dtype=torch.bool)
         starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
         at = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
-        self.positions = at - torch.where(starts, at, 0).cummax(1).values
+        shared = numbers == SHARED
+        behind = ~shared & (numbers != PADDING)
+        own = at - torch.where(starts, at, 0).cummax(1).values
+        self.positions = own + behind * shared.sum(1, keepdim=True)
         first = starts.flatten().nonzero().squeeze(1)
         self._bounds = torch.cat([first, first.new_tensor([numbers.numel()])])
-        self._real = numbers.flatten()[first] != PADDING
+        self._numbers = numbers.flatten()[first]
+        self._branched = bool(shared.any())
 
     @classmethod
     @untraced
     def of(cls, numbers: Tensor) -> "Segments | None":
         """The segments (B, T) of a batch; None if every row is one text."""
-        if bool((numbers == numbers[:, :1]).all()):
-            return None
-        return Branches(numbers) if bool((numbers[:, 0] == SHARED).any()) else cls(numbers)
+        return None if bool((numbers == numbers[:, :1]).all()) else cls(numbers)
 
     def attend(
         self,
@@ -64,10 +67,12 @@ class Segments:
         window: int | None = None,
         scale: float | None = None,
     ) -> Tensor:
-        """What `trivium.nn.attention.attend` gives for each text alone: q (B, H, T, D) and k, v
-        (B, G, T, D) → (B, H, T, D)."""
+        """What `trivium.nn.attention.attend` gives for each text alone, or behind the beginning of
+        its row: q (B, H, T, D) and k, v (B, G, T, D) → (B, H, T, D)."""
+        assert causal or not self._branched, "a shared beginning cannot see what comes behind it"
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, turning gave float32
-        if (varlen := _varlen(v)) is None:
+        varlen = None if self._branched else _varlen(v)
+        if varlen is None:
             return self._one_by_one(q, k, v, causal, window, scale)
         bounds, longest = self._bounds.to(torch.int32), q.shape[2]
         behind = -1 if window is None else window - 1
@@ -88,79 +93,32 @@ class Segments:
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None
     ) -> Tensor:
         rows, heads, count, width = q.shape
-        lengths, real = self._pieces
+        lengths, numbers = self._pieces
         # Along all rows. Views, and the backward of `split` is one copy.
         flat = (x.transpose(1, 2).reshape(1, rows * count, -1, width) for x in (q, k, v))
         pieces = zip(*(torch.split(x, lengths, 1) for x in flat), strict=True)
-        parts = []
-        for some, qkv in zip(real, pieces, strict=True):
-            if some:
-                heads_first = (x.transpose(1, 2) for x in qkv)  # (1, H or G, length, D)
-                y = attend(*heads_first, causal=causal, window=window, scale=scale)
-                parts.append(y.transpose(1, 2))
-            else:
+        parts: list[Tensor] = []
+        at, before = 0, None
+        for length, number, qkv in zip(lengths, numbers, pieces, strict=True):
+            if at % count == 0:
+                before = None
+            at += length
+            if number == PADDING:
                 parts.append(torch.zeros_like(qkv[0]))
+                continue
+            own, *seen = (x.transpose(1, 2) for x in qkv)  # (1, H or G, length, D)
+            if before is not None:
+                seen = [torch.cat(pair, 2) for pair in zip(before, seen, strict=True)]
+            y = attend(own, *seen, causal=causal, window=window, scale=scale)
+            parts.append(y.transpose(1, 2))
+            if number == SHARED:
+                before = seen
         return torch.cat(parts, 1).view(rows, count, heads, width).transpose(1, 2)
 
     @functools.cached_property
-    def _pieces(self) -> tuple[list[int], list[bool]]:
-        """How long each segment is, one row after the other, and whether it is no padding."""
-        return self._bounds.diff().tolist(), self._real.tolist()
-
-
-class Branches(Segments):
-    """Texts that go on from what all of a row begin with."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        super().__init__(numbers)
-        trunks = (numbers == SHARED).cumprod(1).sum(1)
-        behind = (numbers != SHARED) & (numbers != PADDING)
-        self.positions = self.positions + behind * trunks[:, None]
-        self._trunks = trunks
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        window: int | None = None,
-        scale: float | None = None,
-    ) -> Tensor:
-        """As of `Segments`; a text sees the beginning of its row, and that sees no text."""
-        assert causal, "a beginning that many texts share cannot see what comes behind it"
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        rows = []
-        for q_row, k_row, v_row, spans in zip(q, k, v, self._spans, strict=True):
-            parts = []
-            for start, end, trunk in spans:
-                if trunk is None:
-                    parts.append(torch.zeros_like(q_row[:, start:end]))
-                    continue
-                seen = (
-                    x[None, :, start:end]
-                    if start == 0
-                    else torch.cat([x[None, :, :trunk], x[None, :, start:end]], 2)
-                    for x in (k_row, v_row)
-                )
-                own = q_row[None, :, start:end]
-                parts.append(attend(own, *seen, causal=True, window=window, scale=scale)[0])
-            rows.append(torch.cat(parts, 1))
-        return torch.stack(rows)
-
-    @functools.cached_property
-    def _spans(self) -> list[list[tuple[int, int, int | None]]]:
-        """Of each row: where its texts begin and end, and how much they share; None: padding."""
-        lengths, real = self._pieces
-        count = self.positions.shape[1]
-        rows: list[list[tuple[int, int, int | None]]] = [[] for _ in self.positions]
-        at = 0
-        for length, some in zip(lengths, real, strict=True):
-            row, start = divmod(at, count)
-            rows[row].append((start, start + length, int(self._trunks[row]) if some else None))
-            at += length
-        return rows
+    def _pieces(self) -> tuple[list[int], list[int]]:
+        """How long each segment is, one row after the other, and its number."""
+        return self._bounds.diff().tolist(), self._numbers.tolist()
 
 
 @functools.cache

@@ -41,7 +41,7 @@ from trivium.train import TrainConfig, train
 
 TEMPLATE = Path(tool_requests.__file__).parent / "chat_template.jinja"
 REPLIES = "replies.jsonl"
-HELD_OUT = 60  # conversations, of requests that are not trained on
+HELD_OUT = 60  # conversations, most of requests that are not trained on
 DRY = 20
 LIMITS = (
     "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "

@@ -147,7 +147,8 @@ def dialogues(
     seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = (), *, held: bool = False
 ) -> Iterator[Dialogue]:
     """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file. Those
-    that are `held` back are of one request each, and no others have it."""
+    that are `held` back are of one request each, which no others have, but for plain turns and what
+    comes from a file or from patterns."""
     rng = random.Random(seed)
     ours_made = {tool.name: tool.to_json() for tool in builtin_tools(Workspace.__new__(Workspace))}
     ours = list(ours_made)

@@ -33,7 +33,7 @@ ANSWERS = ("That is {}.", "It is {}.", "The answer is {}.", "That makes {}.", "{
 _MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 _NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?![\w]|[.,]\d|/\d)")
 _WORD = re.compile(r"\b(" + "|".join(NUMBERS[2:13]) + r")\b", re.IGNORECASE)
-_PERCENT = re.compile(r"\s*(%|percent|per cent)")
+PERCENT = re.compile(r"\s*(%|percent|per cent)")
 _CLOCK = re.compile(r"\d:\d\d")
 _OPERATORS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -133,7 +133,7 @@ def _with_slots(question: str, tree: ast.expr) -> Problem | None:
     literals = _numbers(tree)
     pieces, where = in_pieces(question)
     shown = list(where.values())
-    percent = {place for place in where if _PERCENT.match(pieces[place + 1])}
+    percent = {place for place in where if PERCENT.match(pieces[place + 1])}
     shares = {
         share
         for n in (where[place] for place in percent)

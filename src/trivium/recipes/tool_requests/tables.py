@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "tables"
 @cache
 def table(name: str) -> tuple[tuple[str, ...], ...]:
     """The rows of `tables/NAME.tsv`."""
-    return tuple(tuple(map(_read, fields)) for fields in lines(name))
+    return tuple(tuple(map(unescaped, fields)) for fields in lines(name))
 
 
 def lines(name: str) -> list[list[str]]:
@@ -21,7 +21,7 @@ def lines(name: str) -> list[list[str]]:
     return [line.split("\t") for line in text.split("\n")[1:] if line]
 
 
-def _read(field: str) -> str:
+def unescaped(field: str) -> str:
     return "\\".join(part.replace("\\n", "\n") for part in field.split("\\\\"))
 
 

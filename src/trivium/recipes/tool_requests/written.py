@@ -26,13 +26,14 @@ from trivium.llmos.tools import ToolError
 from trivium.recipes.tool_requests.patterns import careless, is_chinese, polite
 from trivium.recipes.tool_requests.problems import (
     ANSWERS,
+    PERCENT,
     TRIES,
     alike,
     digits,
     drawn,
     in_pieces,
 )
-from trivium.recipes.tool_requests.tables import lines
+from trivium.recipes.tool_requests.tables import lines, unescaped
 from trivium.recipes.tool_requests.tasks import Exchange, Step, spoken_number
 
 HELD = 20
@@ -42,7 +43,6 @@ AS_WRITTEN = 0.15  # of sums keep their numbers
 PERCENTAGES = (2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 20, 22, 25, 30, 35, 40, 45, 50, 60, 70, 75, 80, 90)
 ANSWERS_CHINESE = ("答案是{}。", "一共是{}。", "是{}。", "{}。")
 _LITERAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
-_PERCENT = re.compile(r"\s*(%|percent|per cent)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def follow_up(rng: random.Random, replies: Mapping[str, str], held: bool = False
 @cache
 def plain(held: bool = False) -> tuple[tuple[tuple[tuple[str, str], ...], str], ...]:
     """What needs no tool: earlier turns, if there are any, and the request."""
-    alone = [((), _line_ends(text)) for (text,) in _rows("plain", held)]
+    alone = [((), unescaped(text)) for (text,) in _rows("plain", held)]
     later = [(((row[0], row[4]),), row[5]) for row in _follow_ups(held) if row[6] == NONE]
     return (*alone, *later)
 
@@ -96,31 +96,27 @@ def plain(held: bool = False) -> tuple[tuple[tuple[tuple[str, str], ...], str], 
 @cache
 def problems(held: bool) -> tuple[Sum, ...]:
     """Word problems."""
-    return tuple(_sum(_line_ends(text), program) for text, program in _rows("problems", held))
+    return tuple(_sum(unescaped(text), program) for text, program in _rows("problems", held))
 
 
 @cache
 def requests(held: bool) -> tuple[tuple[str, str, dict[str, str]], ...]:
     """Requests, each with its tool and arguments."""
     return tuple(
-        (_line_ends(text), tool, json.loads(given)) for text, tool, given in _rows("requests", held)
+        (unescaped(text), tool, json.loads(given)) for text, tool, given in _rows("requests", held)
     )
 
 
 @cache
 def _follow_ups(held: bool) -> tuple[tuple[str, ...], ...]:
     return tuple(
-        (_line_ends(first), tool, given, *map(_line_ends, (result, answer, second)), *call)
+        (unescaped(first), tool, given, *map(unescaped, (result, answer, second)), *call)
         for first, tool, given, result, answer, second, *call in _rows("followups", held)
     )
 
 
 def _rows(name: str, held: bool) -> list[list[str]]:
     return [row for i, row in enumerate(lines(name)) if (i % HELD == HELD - 1) == held]
-
-
-def _line_ends(text: str) -> str:
-    return text.replace("\\n", "\n")
 
 
 @cache
@@ -184,7 +180,7 @@ def _asked(found: Sum, rng: random.Random) -> Exchange:
 
 
 def _drawn(found: Sum, place: int, rng: random.Random) -> Fraction:
-    if _PERCENT.match(found.pieces[place + 1]):
+    if PERCENT.match(found.pieces[place + 1]):
         return Fraction(rng.choice(PERCENTAGES))
     return drawn(found.slots[place], rng)
 
