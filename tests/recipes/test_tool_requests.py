@@ -1,6 +1,7 @@
 """The made-up conversations: what is asked, called and said belongs together."""
 
 import ast
+import datetime
 import json
 import random
 import re
@@ -20,6 +21,7 @@ from trivium.recipes.tool_requests import (
     code,
     files,
     linked,
+    other_days,
     other_tools,
     stories,
     sums,
@@ -75,7 +77,7 @@ def test_every_row_of_the_stories_can_be_told(name: str) -> None:
         rng = random.Random(1)
         shown, digits = stories._drawn(row[0], row[2], rng)
         expression = stories._with_digits(row[2], digits)
-        assert re.fullmatch(r"[\d.+*/() -]+|floor\(.*\)|pi .*", expression), expression
+        assert re.fullmatch(r"[\d.+*/^%of() -]+|floor\(.*\)|pi .*", expression), expression
         calculate.function(expression)
 
 
@@ -157,6 +159,91 @@ def test_named_steps_become_one_expression() -> None:
         steps = calculate.function(found.steps).partition(" ")[0]
         assert calculate.function(found.expression).partition(" ")[0] == steps, found
     assert written._in_one("a = 5 - 2; b = 3 / a; c = 2 * b - a") == "2 * 3 / (5 - 2) - (5 - 2)"
+
+
+DAYS = "import datetime; print((datetime.date(2024, 3, 1) - datetime.date(2024, 2, 28)).days)"
+
+
+@pytest.mark.parametrize(
+    "request_, code",
+    [
+        ("Days from 28 February 2024 to 1 March 2024?", DAYS),
+        ("2024-02-28, 2024-03-01: how many days?", DAYS),
+        ("How many days are there between Feb 28th, 2024 and March 1st 2024?", DAYS),
+        ("28.02.2024 bis 01.03.2024", DAYS),
+        ("2024年2月28日到2024年3月1日有多少天？", DAYS),
+    ],
+)
+def test_all_days_of_a_request_move_together(request_: str, code: str) -> None:
+    """Whatever the spelling, the code has the days that are said, as far apart as they were."""
+    seen = set()
+    for seed in range(40):
+        text, moved_code = other_days.moved(request_, code, random.Random(seed))
+        (year, *_), _ = days = re.findall(r"date\((\d+), (\d+), (\d+)\)", moved_code)
+        apart = datetime.date(*map(int, days[0])) - datetime.date(*map(int, days[1]))
+        assert apart.days == 2
+        for day in days:
+            assert set(map(int, re.findall(r"\d+", text))) >= {int(day[0]), int(day[2])}
+        assert text.count(year) >= 1 and len(text) < len(request_) + 20
+        seen.add(text)
+    assert len(seen) > 20
+
+
+def test_spellings_of_days_are_kept() -> None:
+    class Later(random.Random):
+        def random(self) -> float:
+            return 0.5
+
+        def randint(self, low: int, high: int) -> int:
+            return 70
+
+    def other(text: str, day: tuple[int, int, int]) -> str:
+        code = f"import datetime; print(datetime.date{day})"
+        found, new = other_days.moved(text, code, Later())
+        assert str(datetime.date(*day) + datetime.timedelta(days=70)).split("-")[0] in new
+        return found
+
+    assert other("on 24 December 2024?", (2024, 12, 24)) == "on 4 March 2025?"
+    assert other("on dec 23rd 2024?", (2024, 12, 23)) == "on mar 3rd 2025?"
+    assert other("DUE 24.12.2024", (2024, 12, 24)) == "DUE 4.3.2025"
+    assert other("due 24.01.2024", (2024, 1, 24)) == "due 03.04.2024"
+    assert other("2024-12-24", (2024, 12, 24)) == "2025-03-04"
+    assert other("Sunday, 22 Dec 2024", (2024, 12, 22)) == "Sunday, 2 Mar 2025"
+
+
+@pytest.mark.parametrize(
+    "request_, code",
+    [
+        (
+            "Days until 24 December 2026?",
+            "print(datetime.date(2026, 12, 24) - datetime.date.today())",
+        ),
+        ("Days to Christmas 2024 from 1 May 2024?", DAYS),
+        ("How often is 3 among 3, 5, 3?", "print([3, 5, 3].count(3))"),
+        ("From 9:10 am to 11:30", "print(datetime.datetime(2024, 1, 1, 11, 30))"),
+        ("a day of one week", "print(datetime.timedelta(days=1))"),
+    ],
+)
+def test_what_does_not_stand_in_both_stays(request_: str, code: str) -> None:
+    for seed in range(20):
+        assert other_days.moved(request_, code, random.Random(seed)) == (request_, code)
+
+
+def test_times_lengths_and_lists_are_drawn_anew() -> None:
+    clock = "print(datetime.datetime(2024, 1, 1, 13, 5) - datetime.datetime(2024, 1, 1, 9, 45))"
+    later = "print(datetime.date.today() + datetime.timedelta(days=45))"
+    for seed in range(60):
+        rng = random.Random(seed)
+        text, code = other_days.moved("From 09:45 to 13:05", clock, rng)
+        start, end = re.findall(r"(\d\d?):(\d\d)", text)
+        hours = [tuple(map(int, found)) for found in re.findall(r"1, 1, (\d+), (\d+)\)", code)]
+        assert hours == [tuple(map(int, end)), tuple(map(int, start))]
+        assert 60 * (hours[0][0] - hours[1][0]) + hours[0][1] - hours[1][1] == 200
+        text, code = other_days.moved("What is the date in 45 days?", later, rng)
+        assert re.findall(r"\d+", text) == re.findall(r"\d+", code)
+        text, code = other_days.moved("Median of 4, 9, 4 and 17?", "print(m([4, 9, 4, 17]))", rng)
+        numbers = re.findall(r"\d+", text)
+        assert numbers == re.findall(r"\d+", code) and numbers[0] == numbers[2]
 
 
 def some(count: int, seed: int = 0) -> list[Dialogue]:

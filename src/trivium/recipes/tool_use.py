@@ -58,7 +58,7 @@ class Config(RecipeConfig):
     start: str = ""  # an adapter to go on from
     steps: int = 840  # one row each
     length: int = 2048  # tokens of a row, of which those of a list of tools stand there once
-    conversations: int = 12_000  # that are made, of one to three requests
+    conversations: int = 20_000  # that are made, of one to three requests
     plain: int = 1200  # answers of the untrained model that are learnt again
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are

@@ -33,7 +33,9 @@ SYSTEMS = (
     "You are a friendly assistant. Use the tools when they help.",
 )
 SETTINGS = 40
-ALONE = 0.93  # of conversations, where all our tools are on offer
+ALONE = 0.96  # of conversations, where all our tools are on offer
+PLAIN = 0.1  # of those
+FILES = frozenset({"list_files", "read_file", "search_files", "write_file", "terminal"})
 REFUSED = {
     "weather",
     "set_timer",
@@ -186,22 +188,24 @@ def _alone(
     held: bool,
 ) -> tuple[list[dict[str, Any]], bool]:
     """One request, or one that leans on another, and whether the answer is whole."""
+    makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
+        (0.41, lambda: [written.problem(rng, held)]),
+        (0 if held else 0.03, lambda: [story(rng)]),
+        (0.02 if problems else 0, lambda: [problem(rng, problems)]),
+        (0.16, lambda: [written.request(rng, frozenset({"calculate"}), held)]),
+        (0.13, lambda: [written.request(rng, frozenset({"python"}), held)]),
+        (0.06, lambda: [written.request(rng, FILES, held)]),
+        (0.14, lambda: [written.request(rng, OURS_NEXT, held)]),
+        (0.04, lambda: written.follow_up(rng, answers, held)),
+        (0.01, lambda: task(rng, problems)),
+    )
+    if rng.random() < PLAIN:
+        reply = next(plain)
+        turns = [*reply.past, (reply.request, reply.answer)]
+        return [m for asked, answered in turns for m in _turn(asked, answered)], reply.whole
     while True:
-        roll = rng.random()
-        if roll < 0.12:
-            reply = next(plain)
-            turns = [*reply.past, (reply.request, reply.answer)]
-            return [m for asked, answered in turns for m in _turn(asked, answered)], reply.whole
-        if roll < 0.5:
-            found = [written.problem(rng, held)]
-        elif roll < 0.57 and problems:
-            found = [problem(rng, problems)]
-        elif roll < 0.93:
-            found = [written.request(rng, held)]
-        elif roll < 0.99:
-            found = written.follow_up(rng, answers, held)
-        else:
-            found = task(rng, problems)
+        (_, make), *_ = rng.choices(makers, [share for share, _ in makers])
+        found = make()
         if {name for exchange in found for name in exchange.tools} <= set(offered):
             return [m for exchange in found for m in exchange.messages()], True
 

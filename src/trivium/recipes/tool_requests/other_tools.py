@@ -6,7 +6,7 @@ description, requests, result, answer); a row of requests is a pattern whose slo
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from trivium.recipes.tool_requests.files import path_of, values
@@ -125,7 +125,7 @@ CHINESE_ANSWERS = {
     "search_documents": "文件 {file} 里写着：{line}",
 }
 
-OURS_NEXT = {"draw_picture", "edit_picture", "cut_out", "search_documents"}
+OURS_NEXT = frozenset({"draw_picture", "edit_picture", "cut_out", "search_documents"})
 
 
 def _argument(part: str) -> tuple[str, str, Any]:
@@ -158,7 +158,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return made
 
 
-def other_task(rng: random.Random, only: set[str] | None = None) -> Exchange:
+def other_task(rng: random.Random, only: Set[str] | None = None) -> Exchange:
     """A request for one of these tools; `only` those."""
     rows = [row for row in table("other_tools") if only is None or row[0].partition("(")[0] in only]
     signature, _, requests, result, answer = rng.choice(rows)

@@ -10,6 +10,7 @@ One row in HELD of each table is never trained on: a model is measured on it.
 
 The numbers of sums are drawn anew each time, where a number stands once in the request and once in
 the sum; a sum stays sensible if whatever was whole, positive, or of two places on the way still is.
+What of code is drawn anew: `other_days`.
 """
 
 import json
@@ -23,6 +24,7 @@ from functools import cache, partial
 
 from trivium.llmos.calculator import calculate
 from trivium.llmos.tools import ToolError
+from trivium.recipes.tool_requests.other_days import moved
 from trivium.recipes.tool_requests.patterns import careless, is_chinese, polite
 from trivium.recipes.tool_requests.problems import (
     ANSWERS,
@@ -62,11 +64,14 @@ def problem(rng: random.Random, held: bool = False) -> Exchange:
     return _asked(rng.choice(problems(held)), rng)
 
 
-def request(rng: random.Random, held: bool = False) -> Exchange:
-    """A request for any of the tools."""
-    text, tool, arguments = rng.choice(requests(held))
+def request(rng: random.Random, tools: frozenset[str], held: bool = False) -> Exchange:
+    """A request for one of the tools."""
+    text, tool, arguments = rng.choice(_for(tools, held))
     if tool == "calculate":
-        return _asked(_sum(text, str(arguments["expression"])), rng)
+        return _asked(_sum(text, arguments["expression"]), rng)
+    if tool == "python":
+        text, code = moved(text, arguments["code"], rng)
+        arguments = {"code": code}
     return Exchange(text, (Step(tool, arguments),), called=True)
 
 
@@ -105,6 +110,11 @@ def requests(held: bool) -> tuple[tuple[str, str, dict[str, str]], ...]:
     return tuple(
         (unescaped(text), tool, json.loads(given)) for text, tool, given in _rows("requests", held)
     )
+
+
+@cache
+def _for(tools: frozenset[str], held: bool) -> list[tuple[str, str, dict[str, str]]]:
+    return [row for row in requests(held) if row[1] in tools]
 
 
 @cache
