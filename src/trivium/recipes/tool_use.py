@@ -106,7 +106,7 @@ def _plan(config: Config) -> TrainConfig:
         weight_decay=0.0,
         betas=(0.9, 0.98),
         schedule="wsd",
-        cooldown=0.35,
+        cooldown=0.7,
         warmup=min(25, config.steps // 4),
         final=0.03,
         precision="bfloat16",
