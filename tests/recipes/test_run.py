@@ -4,7 +4,6 @@ import fcntl
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.torchrun import torchrun
 from torch import nn
 
 from trivium.errors import UsageError
@@ -193,16 +193,8 @@ def test_the_lock_is_held_while_it_runs(go: Go, tmp_path: Path) -> None:
 
 
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "trivium", "train", str(TINY), "steps=3", "out=x", "--json"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = ["train", str(TINY), "steps=3", "out=x", "--json"]
+    done = torchrun("-m", "trivium", *arguments, folder=tmp_path)
     assert json.loads(done.stdout)["slope"] is not None  # printed once
     assert steps_of(tmp_path / "x") == [1, 2, 3]
     assert read_json(tmp_path / "x/recipe.json")["processes"] == 2

@@ -1,14 +1,13 @@
 """Two processes on the CPU train as one does, and their snapshots serve any number of them."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.torchrun import torchrun
 from tests.train.conftest import Rows, assert_near, small, squares, weights
 from tests.train.ranks import answers
 from torch import Tensor
@@ -23,9 +22,7 @@ WITHIN = 1e-6  # float32; the sums are made in another order
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """Both ways to train, by two processes of torchrun. Each run saves at steps 3 and 6."""
     folder = tmp_path_factory.mktemp("two")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [*command, "-m", "tests.train.ranks", "ddp,fsdp", str(folder)]
-    subprocess.run([sys.executable, *script], check=True, capture_output=True, timeout=120)
+    torchrun("-m", "tests.train.ranks", "ddp,fsdp", str(folder))
     return folder, load_file(folder / "results.safetensors")
 
 
