@@ -30,6 +30,10 @@ def call(name: str, **arguments: str) -> ToolCall:
     return ToolCall("1", name, json.dumps(arguments, ensure_ascii=False))
 
 
+def at(hour: int, minute: int) -> str:
+    return f"datetime.datetime(2024, 1, 1, {hour}, {minute})"
+
+
 @pytest.mark.parametrize(
     ("request_", "name", "arguments", "expected"),
     [
@@ -49,6 +53,17 @@ def call(name: str, **arguments: str) -> ToolCall:
         ("note milk and eggs in a.txt", "write_file", {"path": "a.txt", "text": "milk\neggs"}, 0),
         ("note milk and eggs in a.txt", "write_file", {"path": "a.txt", "text": "mlk"}, 2),
         ("which day is it", "python", {"code": "print(1)"}, 0),
+        ("from 09:45 to 13:05", "python", {"code": f"print({at(13, 5)} - {at(9, 45)})"}, 0),
+        ("from 9.45 to 1.05 pm", "python", {"code": f"print({at(13, 5)} - {at(9, 45)})"}, 0),
+        ("from 09:45 to 13:05", "python", {"code": f"print({at(13, 5)} - {at(9, 50)})"}, 2),
+        ("weekday of 4 May 1999", "python", {"code": "print(datetime.date(1999, 5, 4))"}, 0),
+        ("weekday of 4th May 1999", "python", {"code": "print(datetime.date(1989, 5, 4))"}, 2),
+        ("turn 'Lamp' round", "python", {"code": "print('lamp'[::-1])"}, 0),
+        ("turn 'Lamp' round", "python", {"code": "print('lamb'[::-1])"}, 1),
+        ("the 3rd of a, b, c", "python", {"code": "print('a, b, c'.split(', ')[2])"}, 0),
+        ("odd numbers to 1,000", "python", {"code": "print(list(range(1, 1001, 2)))"}, 0),
+        ("the weekday", "python", {"code": "print(datetime.date.today().strftime('%A'))"}, 0),
+        ("days in all", "python", {"code": "print((1"}, 3),
     ],
 )
 def test_doubts(request_: str, name: str, arguments: dict[str, str], expected: int) -> None:

@@ -9,6 +9,7 @@ finds other arguments of the same tool, and those are taken for which
 is largest. It is the best of n by a verifier (Cobbe et al. 2021), which here is a rule.
 """
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -25,8 +26,13 @@ from trivium.llmos.tools import ToolError
 BEAMS = 8
 COST = 3.0  # nats of a doubt
 SPARE = 24  # tokens that other arguments may be longer
+DOUBTFUL = 3  # doubts of code that cannot be run
+DAYS_OF_A_MONTH = 31
 COPIED = {"path", "pattern", "text", "what", "instruction", "prompt", "query"}
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+_COPY = re.compile(r"^[^%{}\\]*\w{2}[^%{}\\]*$")  # a text of the request, no format
+_ORDINAL = re.compile(r"\d+(?=st|nd|rd|th)")
+_USUAL = {60, 100, 365, 1000, 2024, 3600}  # in code about times
 _KNOWN = {*map(Fraction, (*range(1, 21), *range(30, 101, 10), 24, 25, 52, 365, 1000))}
 
 
@@ -77,9 +83,11 @@ def doubts(call: ToolCall, messages: Sequence[Message]) -> int:
     except ValueError:
         return 1
     said = "\n".join(m.text + "".join(c.arguments for c in m.tool_calls) for m in messages)
+    asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
     if call.name == calculate.name:
-        asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
         return _of_sum(str(arguments.get("expression", "")), asked, said)
+    if call.name == "python":
+        return _of_code(str(arguments.get("code", "")), asked, said)
     return sum(
         _of_copy(value, said, parts="/" if name == "path" else "\n")
         for name, value in arguments.items()
@@ -107,6 +115,27 @@ def _of_sum(expression: str, asked: str, said: str) -> int:
     except ToolError:
         return count + 1
     return count + str(result).startswith("-")
+
+
+def _of_code(code: str, asked: str, said: str) -> int:
+    """Code that is none, texts and larger numbers in it that come from nowhere, and numbers of the
+    request that are left out (those of `range` and of afternoons may be larger)."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return DOUBTFUL
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    known = " ".join(said.casefold().split())
+    texts = [value for value in constants if isinstance(value, str) and _COPY.search(value)]
+    invented = [text for text in texts if " ".join(text.casefold().split()) not in known]
+    used, heard = _whole_numbers(code), _whole_numbers(said)
+    near = used | {n - 1 for n in used} | {n - 12 for n in used}
+    strange = {n for n in used - heard if n > DAYS_OF_A_MONTH and n - 1 not in heard} - _USUAL
+    return len(invented) + len(strange) + len(_whole_numbers(_ORDINAL.sub("", asked)) - near)
+
+
+def _whole_numbers(text: str) -> set[int]:
+    return {int(found) for found in re.findall(r"\d+", re.sub(r"(?<=\d),(?=\d{3})", "", text))}
 
 
 def _numbers(text: str) -> set[Fraction]:

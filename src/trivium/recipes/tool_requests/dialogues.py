@@ -149,8 +149,7 @@ def dialogues(
     seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = (), *, held: bool = False
 ) -> Iterator[Dialogue]:
     """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file. Those
-    that are `held` back are of one request each, which no others have, but for plain turns and what
-    comes from a file or from patterns."""
+    that are `held` back are of one request each, from rows of the tables that no others have."""
     rng = random.Random(seed)
     ours_made = {tool.name: tool.to_json() for tool in builtin_tools(Workspace.__new__(Workspace))}
     ours = list(ours_made)
@@ -197,7 +196,7 @@ def _alone(
         (0.06, lambda: [written.request(rng, FILES, held)]),
         (0.14, lambda: [written.request(rng, OURS_NEXT, held)]),
         (0.04, lambda: written.follow_up(rng, answers, held)),
-        (0.01, lambda: task(rng, problems)),
+        (0 if held else 0.01, lambda: task(rng, problems)),
     )
     if rng.random() < PLAIN:
         reply = next(plain)
