@@ -56,6 +56,20 @@ def test_the_matrix_is_changed_part_by_part(parts: str) -> None:
     torch.testing.assert_close(base.weight, changed(weight, layer), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("parts", PARTS)
+def test_gradients_are_those_of_the_changed_matrix(parts: str) -> None:
+    """float64, within 1e-12."""
+    base = linear().double()
+    layer = adapted(base, parts).double()
+    x = torch.randn(3, 5, COLUMNS, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 5, sum(SIZES), dtype=torch.float64)
+    learnt = [x, *(p for part in layer.changes.values() for p in part.parameters())]
+    plain = nn.functional.linear(x, changed(base.weight, layer), base.bias)
+    expected = torch.autograd.grad((plain - target).square().sum(), learnt)
+    found = torch.autograd.grad((layer(x) - target).square().sum(), learnt)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_fresh_adapter_changes_nothing() -> None:
     base = linear()
     x = torch.randn(3, COLUMNS)

@@ -11,6 +11,8 @@ K columns (inputs), N rows (outputs), r rank, P parts.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,45 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.empty(rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+
+class _Added(torch.autograd.Function):
+    """y + scale · B low, part by part, in the place of y: nothing as large as y is made beside it.
+
+    y (…, N), low (…, P·r), each B (rows, r) for the rows of y from start to end
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        low: Tensor,
+        scale: float,
+        where: Sequence[tuple[int, int]],
+        *ups: Tensor,
+    ) -> Tensor:
+        lows = low.flatten(0, -2).to(y.dtype).chunk(len(ups), dim=1)
+        ctx.save_for_backward(low, *ups)
+        ctx.scale, ctx.where = scale, where
+        ctx.mark_dirty(y)
+        flat = y.view(-1, y.shape[-1])
+        for (start, end), up, part in zip(where, ups, lows, strict=True):
+            flat[:, start:end].addmm_(part, up.to(y.dtype).T, alpha=scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        low, *ups = ctx.saved_tensors
+        flat = gradient.flatten(0, -2)
+        of_low, of_ups = [], []
+        for (start, end), up, part in zip(
+            ctx.where, ups, low.flatten(0, -2).chunk(len(ups), dim=1), strict=True
+        ):
+            some = flat[:, start:end]
+            of_low.append(some @ up.to(some.dtype))
+            of_ups.append((some.T @ part.to(some.dtype)).to(up.dtype).mul_(ctx.scale))
+        whole = torch.cat(of_low, dim=1).mul_(ctx.scale).view(low.shape).to(low.dtype)
+        return gradient, whole, None, None, *of_ups
 
 
 class LoRALinear(nn.Module):
@@ -71,22 +112,16 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, K) → (…, N)"""
-        down = torch.cat([part.a for part in self.changes.values()])  # (P·r, K)
-        low = F.linear(self.dropout(x.to(down.dtype)), down)
-        change = F.linear(low, self._up())
-        return torch.add(y := self.base(x), change.to(y.dtype), alpha=self.scale)
-
-    def _up(self) -> Tensor:
-        """All B in one matrix (N, P·r): each in the rows of its part, and in columns of its own."""
         changes = self.changes
-        if len(self.sizes) == 1:
-            return changes[0].b
-        like = next(iter(changes.values())).b
-        blocks = (
-            changes[i].b if i in changes else like.new_zeros(size, 0)
-            for i, size in enumerate(self.sizes)
-        )
-        return torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        down = torch.cat([part.a for part in changes.values()])  # (P·r, K)
+        # Autocast chooses the type itself.
+        given = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
+        low = F.linear(self.dropout(given), down)
+        ends = list(accumulate(self.sizes))
+        where = [(ends[i] - self.sizes[i], ends[i]) for i in changes]
+        ups = [part.b for part in changes.values()]
+        y: Tensor = _Added.apply(self.base(x), low, self.scale, where, *ups)  # type: ignore[no-untyped-call]
+        return y
 
     @torch.no_grad()
     def delta(self) -> Tensor:
