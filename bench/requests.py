@@ -112,11 +112,11 @@ def written_rows() -> Iterator[dict[str, Any]]:
         steps = len(found.results)
         row = {"id": f"p{number}", "request": "".join(found.pieces), "tool": "calculate"}
         kind = f"word_problem_{steps}"
-        yield {**row, "kind": kind, "value": calculate.function(found.expression)}
+        yield {**row, "kind": kind, "value": _number(found.expression)}
     for number, (text, name, arguments) in enumerate(written.requests(held=True)):
         row = {"request": text, "tool": name, "arguments": [arguments]}
         if name == "calculate":
-            row["value"] = calculate.function(arguments["expression"])
+            row["value"] = _number(arguments["expression"])
         if name == "python":
             row["value"] = _printed(arguments["code"])
         yield {"id": f"r{number}", "kind": name, **row}
@@ -133,6 +133,11 @@ def written_rows() -> Iterator[dict[str, Any]]:
             "kind": "none",
             "context": context,
         }
+
+
+def _number(expression: str) -> str:
+    """What it gives, without its unit, which has several names."""
+    return str(calculate.function(expression)).partition(" ")[0]
 
 
 def _printed(code: str) -> str:
