@@ -239,8 +239,9 @@ def test_times_lengths_and_lists_are_drawn_anew() -> None:
         hours = [tuple(map(int, found)) for found in re.findall(r"1, 1, (\d+), (\d+)\)", code)]
         assert hours == [tuple(map(int, end)), tuple(map(int, start))]
         assert 60 * (hours[0][0] - hours[1][0]) + hours[0][1] - hours[1][1] == 200
-        text, code = other_days.moved("What is the date in 45 days?", later, rng)
-        assert re.findall(r"\d+", text) == re.findall(r"\d+", code)
+        for asked in ("What is the date in 45 days?", "45天后是哪天？", "a 45-day wait ends when"):
+            text, code = other_days.moved(asked, later, rng)
+            assert re.findall(r"\d+", text) == re.findall(r"\d+", code)
         text, code = other_days.moved("Median of 4, 9, 4 and 17?", "print(m([4, 9, 4, 17]))", rng)
         numbers = re.findall(r"\d+", text)
         assert numbers == re.findall(r"\d+", code) and numbers[0] == numbers[2]

@@ -96,6 +96,11 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.sizes, self.rank, self.alpha = list(sizes), rank, alpha
         self.scale = alpha / rank
+        self._where = [
+            (end - size, end)
+            for size, end, wanted in zip(sizes, accumulate(sizes), adapted, strict=True)
+            if wanted
+        ]
         self.dropout = nn.Dropout(dropout)
         self.parts = nn.ModuleDict(
             {
@@ -117,10 +122,8 @@ class LoRALinear(nn.Module):
         # Autocast chooses the type itself.
         given = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
         low = F.linear(self.dropout(given), down)
-        ends = list(accumulate(self.sizes))
-        where = [(ends[i] - self.sizes[i], ends[i]) for i in changes]
         ups = [part.b for part in changes.values()]
-        y: Tensor = _Added.apply(self.base(x), low, self.scale, where, *ups)  # type: ignore[no-untyped-call]
+        y: Tensor = _Added.apply(self.base(x), low, self.scale, self._where, *ups)  # type: ignore[no-untyped-call]
         return y
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,9 @@ from trivium.recipes.run import Run
 from trivium.recipes.tool_requests.dialogues import dialogues
 from trivium.recipes.tool_requests.problems import Problem, read_problems
 from trivium.recipes.tool_requests.replay import Reply, replies
-from trivium.recipes.tool_requests.written import HELD
+from trivium.recipes.tool_requests.written import part
 from trivium.train import TrainConfig, train
 
-T = TypeVar("T")
 TEMPLATE = Path(tool_requests.__file__).parent / "chat_template.jinja"
 REPLIES = "replies.jsonl"
 HELD_OUT = 60  # conversations of requests that are not trained on
@@ -151,15 +150,8 @@ def _made(
     held: bool = False,
 ) -> list[dict[str, Any]]:
     """Conversations as records. One reply and one problem of HELD are kept for those held back."""
-    made = islice(dialogues(seed, _part(plain, held), _part(problems, held), held=held), count)
+    made = islice(dialogues(seed, part(plain, held), part(problems, held), held=held), count)
     return [{"messages": d.messages, "tools": d.tools or None} for d in made]
-
-
-def _part(items: Sequence[T], held: bool) -> Sequence[T]:
-    """Those that are held back, or the others. Fewer than HELD serve for both."""
-    if held:
-        return items[HELD - 1 :: HELD] or items
-    return [item for i, item in enumerate(items) if i % HELD != HELD - 1]
 
 
 class Spelling:

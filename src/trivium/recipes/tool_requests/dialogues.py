@@ -24,6 +24,7 @@ from trivium.recipes.tool_requests.stories import story
 from trivium.recipes.tool_requests.sums import chinese_story, plain_sum
 from trivium.recipes.tool_requests.tasks import Exchange, Step
 
+Makers = tuple[tuple[float, Callable[[], list[Exchange]]], ...]  # with their shares
 SYSTEMS = (
     "You are a helpful assistant.",
     "Answer in one sentence.",
@@ -74,7 +75,7 @@ class Dialogue:
 
 def task(rng: random.Random, problems: Sequence[Problem] = ()) -> list[Exchange]:
     """One request, or two that hang together."""
-    makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
+    makers: Makers = (
         (0.20 if problems else 0.30, lambda: [story(rng)]),
         (0.25 if problems else 0, lambda: [problem(rng, problems)]),
         (0.09, lambda: [plain_sum(rng)]),
@@ -90,6 +91,11 @@ def task(rng: random.Random, problems: Sequence[Problem] = ()) -> list[Exchange]
         (0.03, lambda: [other_task(rng)]),
         (0.10, lambda: linked(rng)),
     )
+    return _made(makers, rng)
+
+
+def _made(makers: Makers, rng: random.Random) -> list[Exchange]:
+    """By one of them, drawn by their shares."""
     (_, make), *_ = rng.choices(makers, [share for share, _ in makers])
     return make()
 
@@ -187,7 +193,7 @@ def _alone(
     held: bool,
 ) -> tuple[list[dict[str, Any]], bool]:
     """One request, or one that leans on another, and whether the answer is whole."""
-    makers: tuple[tuple[float, Callable[[], list[Exchange]]], ...] = (
+    makers: Makers = (
         (0.41, lambda: [written.problem(rng, held)]),
         (0 if held else 0.03, lambda: [story(rng)]),
         (0.02 if problems else 0, lambda: [problem(rng, problems)]),
@@ -203,8 +209,7 @@ def _alone(
         turns = [*reply.past, (reply.request, reply.answer)]
         return [m for asked, answered in turns for m in _turn(asked, answered)], reply.whole
     while True:
-        (_, make), *_ = rng.choices(makers, [share for share, _ in makers])
-        found = make()
+        found = _made(makers, rng)
         if {name for exchange in found for name in exchange.tools} <= set(offered):
             return [m for exchange in found for m in exchange.messages()], True
 

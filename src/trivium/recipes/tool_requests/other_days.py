@@ -131,10 +131,11 @@ def _other_times(text: str, code: str, rng: random.Random) -> tuple[str, str]:
 def _other_lengths(text: str, code: str, rng: random.Random) -> tuple[str, str]:
     longest = {"days": 400, "weeks": 40, "hours": 11, "minutes": 59}
     for unit, number in _LENGTH.findall(code):
-        if int(number) > 1 and _once(number, text) and _once(number, code):
+        whole = _whole(number)
+        if int(number) > 1 and len(whole.findall(text)) == len(whole.findall(code)) == 1:
             new = str(rng.randint(2, min(longest[unit], 4 * int(number))))
             if not _whole(new).search(text):
-                text, code = (_whole(number).sub(new, part) for part in (text, code))
+                text, code = (whole.sub(new, part) for part in (text, code))
     return text, code
 
 
@@ -161,8 +162,5 @@ def _renumbered(text: str, part: str, new: Mapping[str, str]) -> str:
 
 
 def _whole(number: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.,]){number}(?![\w.]|,\d)")
-
-
-def _once(number: str, text: str) -> bool:
-    return len(re.findall(rf"(?<!\d){number}(?!\d)", text)) == 1
+    """The number where it is no part of another one, of a clock time or of a day."""
+    return re.compile(rf"(?<![\d.,:/-]){number}(?![\d:/]|[.,-]\d)")

@@ -17,10 +17,11 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
+from typing import TypeVar
 
 from trivium.llmos.calculator import calculate
 from trivium.llmos.tools import ToolError
@@ -38,6 +39,7 @@ from trivium.recipes.tool_requests.problems import (
 from trivium.recipes.tool_requests.tables import lines, unescaped
 from trivium.recipes.tool_requests.tasks import Exchange, Step, spoken_number
 
+T = TypeVar("T")
 HELD = 20
 ANSWERED = 0.25  # of sums; the other conversations end with the call
 NONE = "-"  # in a table, where there is no tool
@@ -125,8 +127,15 @@ def _follow_ups(held: bool) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _rows(name: str, held: bool) -> list[list[str]]:
-    return [row for i, row in enumerate(lines(name)) if (i % HELD == HELD - 1) == held]
+def _rows(name: str, held: bool) -> Sequence[list[str]]:
+    return part(lines(name), held)
+
+
+def part(items: Sequence[T], held: bool) -> Sequence[T]:
+    """One in HELD, which are `held` back, or the others. Fewer than HELD serve for both."""
+    if held:
+        return items[HELD - 1 :: HELD] or items
+    return [item for i, item in enumerate(items) if i % HELD != HELD - 1]
 
 
 @cache
