@@ -1,6 +1,7 @@
 """Attention among packed texts against attention to each text alone."""
 
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -173,22 +174,29 @@ def plain_varlen(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """What PyTorch documents of its kernel, (N, H, D) each, written out."""
-    assert cu_seq_q.dtype == torch.int32 and enable_gqa == (query.shape[1] != key.shape[1])
+    """What PyTorch documents of its kernel, (N, H, D) each, written out: the queries of a text are
+    the last of its keys."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert enable_gqa == (query.shape[1] != key.shape[1])
     behind, ahead = window_size
     parts = []
-    for first, last in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
-        assert last - first <= max_q == max_k
-        a, b, c = (x[first:last].transpose(0, 1) for x in (query, key, value))
+    for own, seen_ in zip(pairs(cu_seq_q), pairs(cu_seq_k), strict=True):
+        a = query[slice(*own)].transpose(0, 1)
+        b, c = (x[slice(*seen_)].transpose(0, 1) for x in (key, value))
+        assert a.shape[1] <= max_q and b.shape[1] <= max_k
         b, c = (x.repeat_interleave(len(a) // len(x), 0) for x in (b, c))
-        at = torch.arange(last - first)
-        gap = at[:, None] - at
+        at = torch.arange(b.shape[1])
+        gap = at[-a.shape[1] :, None] - at
         seen = (gap <= behind if behind >= 0 else gap > -(10**9)) & (
             -gap <= ahead if ahead >= 0 else gap > -(10**9)
         )
         scores = (a @ b.mT * (scale or query.shape[2] ** -0.5)).masked_fill(~seen, -torch.inf)
         parts.append((scores.softmax(-1) @ c).transpose(0, 1))
     return torch.cat(parts)
+
+
+def pairs(bounds: Tensor) -> list[tuple[int, int]]:
+    return list(pairwise(bounds.tolist()))
 
 
 @pytest.mark.parametrize(("causal", "window"), KINDS)
@@ -208,13 +216,52 @@ def test_what_the_kernel_of_a_gpu_is_told(
         torch.testing.assert_close(y[row, :, span], expected[row, :, span], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_what_the_kernel_is_told_of_shared_beginnings(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, within 1e-12 in float64."""
+    packed = Segments.of(SHARED_ROWS)
+    assert packed is not None
+    torch.manual_seed(0)
+    qkv = [torch.randn(4, heads, 10, 8, requires_grad=True).double() for heads in (4, 2, 2)]
+    real = (SHARED_ROWS != PADDING)[:, None, :, None]
+    expected = packed.attend(*qkv, causal=True, window=window) * real
+    monkeypatch.setattr(module, "_varlen", lambda v: plain_varlen)
+    y = packed.attend(*qkv, causal=True, window=window) * real
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    outer = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, qkv, outer), torch.autograd.grad(expected, qkv, outer), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_the_kernel_takes_what_it_is_told() -> None:
     """The stand-in above has the parameters that the installed PyTorch gives its own."""
     kernel = module._kernel()
     if kernel is None:
         pytest.skip("this PyTorch has no such kernel that we could use: tiles are used instead")
+    if "enable_gqa" not in inspect.signature(kernel).parameters:
+        pytest.skip("this PyTorch's kernel wants as many heads of keys as of queries")
     theirs, ours = (inspect.signature(f).parameters for f in (kernel, plain_varlen))
     assert list(theirs)[:7] == list(ours)[:7] and ours.keys() <= theirs.keys()
+
+
+def test_a_kernel_that_wants_as_many_heads_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = Segments.of(SHARED_ROWS)
+    assert packed is not None
+    qkv = [torch.randn(4, heads, 10, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+    real = (SHARED_ROWS != PADDING)[:, None, :, None]
+    expected = packed.attend(*qkv, causal=True) * real
+
+    def older(q: Tensor, k: Tensor, v: Tensor, *where: Any, **more: Any) -> Tensor:
+        assert k.shape[1] == v.shape[1] == q.shape[1]
+        return plain_varlen(q, k, v, *where, **more)
+
+    monkeypatch.setattr(module, "_varlen", lambda v: module._with_heads_repeated(older))
+    y = packed.attend(*qkv, causal=True) * real
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.gpu
@@ -236,3 +283,24 @@ def test_on_a_gpu(rows: list[list[int]], groups: int, causal: bool, window: int 
         )
     y.float().sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in half)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 3])
+def test_shared_beginnings_on_a_gpu(window: int | None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    half = [torch.randn(4, heads, 10, 16, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    outer = torch.randn(4, 4, 10, 16) * (SHARED_ROWS != PADDING)[:, None, :, None]
+    found = []
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float64)):
+        packed = Segments.of(SHARED_ROWS.to(device))
+        assert packed is not None
+        qkv = [x.to(device, dtype).requires_grad_() for x in half]
+        y = packed.attend(*qkv, causal=True, window=window)
+        weighted = (y * outer.to(device, dtype)).sum()
+        real = y * (outer.to(device) != 0)
+        found.append([real, *torch.autograd.grad(weighted, qkv)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=3e-2, atol=3e-2)

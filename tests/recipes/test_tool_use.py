@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from trivium.language.transformer import Transformer, TransformerConfig
 from trivium.recipes.run import Run
 from trivium.recipes.tool_requests.problems import read_problems
 from trivium.recipes.tool_requests.replay import Reply
-from trivium.recipes.tool_use import REPLIES, TEMPLATE, Config, _made, _plain, main
+from trivium.recipes.tool_requests.rows import TEMPLATE, MadeRows, Maker
+from trivium.recipes.tool_use import REPLIES, Config, _plain, main
 
 REPLY = Reply((), "Hello!", "Hello, how can I help?", True)
 
@@ -40,12 +42,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short(model: Path, out: Path, **settings: Any) -> Config:
     """A run of a few steps."""
-    given = {"steps": 2, "length": 4096, "conversations": 4, "plain": 2, "rank": 2, "skipped": 1}
+    given = {"steps": 2, "length": 4096, "lot": 12, "plain": 2, "rank": 2, "skipped": 1}
     return Config(out=str(out), model=str(model), **given | settings)
 
 
 def test_it_makes_an_adapter_that_the_model_takes(model: Path, tmp_path: Path) -> None:
-    settings = {"steps": 4, "conversations": 12, "plain": 4, "evaluate_every": 2}
+    settings = {"steps": 4, "plain": 4, "evaluate_every": 2}
     config = short(model, tmp_path / "run", **settings)
     results = main(config)
     assert results["loss on held-out conversations"] > 0
@@ -75,19 +77,79 @@ def test_it_goes_on_from_an_adapter_with_problems_of_a_file(model: Path, tmp_pat
         out=str(tmp_path / "second"),
         start=first.out,
         problems=str(tmp_path / "problems.jsonl"),
-        skipped=0,  # of no account: what the adapter has is trained
-        conversations=12,
+        skipped=0,
+        rank=3,
         learning_rate=1e-6,
     )
     main(second)
-    config = models.load(model, precision="float32").model.config
-    found = [read_adapter(Path(run.out), config) for run in (first, second)]
-    assert found[0].parts.keys() == found[1].parts.keys()
-    for name in found[0].parts:
-        near, before = found[1].delta(name), found[0].delta(name)
-        torch.testing.assert_close(near, before, rtol=0, atol=1e-4)
-    made = _made([REPLY], read_problems(second.problems), second.seed, 100)
-    assert "pens." in json.dumps(made)
+    loaded = models.load(model, precision="float32")
+    before, after = (read_adapter(Path(run.out), loaded.model.config) for run in (first, second))
+    assert (before.rank, after.rank) == (2, 3)
+    assert {name.split(".")[1] for name in after.parts} == set(map(str, range(LAYERS)))
+    for name in after.parts:
+        change = after.delta(name)
+        known = before.delta(name) if name in before.parts else torch.zeros_like(change)
+        torch.testing.assert_close(change, known, rtol=0, atol=1e-4)
+    maker = Maker(loaded.tokenizer, [REPLY], read_problems(second.problems), 4096)
+    assert "pens." in json.dumps([c.messages for c in maker.conversations(0, 100)])
+
+
+def test_an_adapter_to_go_on_from_must_fit(model: Path, tmp_path: Path) -> None:
+    first = short(model, tmp_path / "first")
+    main(first)
+    second = dataclasses.replace(first, out=str(tmp_path / "second"), start=first.out)
+    with pytest.raises(UsageError, match=r"of rank 2: rank=1 is too low"):
+        main(dataclasses.replace(second, rank=1))
+    with pytest.raises(UsageError, match=r"changes layers\.1\..*, which skipped= leaves"):
+        main(dataclasses.replace(second, skipped=2, out=str(tmp_path / "third")))
+
+
+@pytest.fixture(scope="module")
+def maker(model: Path) -> Maker:
+    return Maker(models.load(model).tokenizer, [REPLY], [], 4096)
+
+
+def rows_of(maker: Maker, count: int = 7, place: Any = None, **more: Any) -> list[Any]:
+    given: dict[str, Any] = {"rows": 2, "lot": 8, "seed": 3, "processes": 0, "source": "here"}
+    batches = MadeRows(maker, **given | more)
+    if place:
+        batches.load(place)
+    found = [(batch["ids"], batches.state()) for batch in islice(batches, count)]
+    assert all(ids.shape == (2, 4096) for ids, _ in found)
+    return found
+
+
+def test_rows_are_the_same_whoever_makes_them(maker: Maker) -> None:
+    found = rows_of(maker)
+    for (ids, state), (other, there) in zip(found, rows_of(maker, processes=2), strict=True):
+        assert torch.equal(ids, other) and state == there
+    assert len({state["place"]["lot"] for _, state in found}) > 1
+    assert len({tuple(ids.flatten().tolist()) for ids, _ in found}) == len(found)
+
+
+def test_rows_go_on_where_they_were(maker: Maker) -> None:
+    found = rows_of(maker)
+    rest = rows_of(maker, 4, found[2][1])
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found[3:], rest, strict=True))
+    with pytest.raises(UsageError, match="not those of the snapshot"):
+        rows_of(maker, place=found[2][1], seed=4)
+
+
+def test_two_ranks_take_turns(maker: Maker) -> None:
+    found = rows_of(maker, 6)
+    for rank in (0, 1):
+        own = rows_of(maker, 3, rank=rank, world=2)
+        for (ids, _), (same, _) in zip(own, found[rank::2], strict=True):
+            assert torch.equal(ids, same)
+
+
+def test_a_lot_must_fill_a_batch(maker: Maker) -> None:
+    with pytest.raises(UsageError, match=r"lot=1 conversations fill 1 rows, fewer than rows=2"):
+        rows_of(maker, lot=1)
+    with pytest.raises(UsageError, match=r"rows=0 and lot=8 are at least 1"):
+        rows_of(maker, rows=0)
+    with pytest.raises(UsageError, match=r"none of 8 conversations is of 16 tokens"):
+        rows_of(dataclasses.replace(maker, length=16))
 
 
 def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:

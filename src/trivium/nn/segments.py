@@ -10,7 +10,8 @@ or texts that begin alike, of which the beginning, −2, is computed once and se
 
 Attention is computed text by text, so that it costs Σ length² instead of B·T² and no mask of
 (B, T, T) exists: on a GPU by one kernel for texts of any lengths (FlashAttention, Dao et al. 2022),
-elsewhere in a loop over the texts, which on a CPU is as fast as that (bench/training_parts.py).
+to which a beginning is given once for each of its texts, keys and values only; elsewhere in a loop
+over the texts, which on a CPU is as fast as that (bench/training_parts.py).
 
 B rows, T tokens of a row, H heads, G heads of keys and values, D channels of a head.
 """
@@ -49,7 +50,10 @@ class Segments:
         first = starts.flatten().nonzero().squeeze(1)
         self._bounds = torch.cat([first, first.new_tensor([numbers.numel()])])
         self._numbers = numbers.flatten()[first]
+        trunks = (behind * shared.sum(1, keepdim=True)).flatten()[first]
         self._branched = bool(shared.any())
+        if self._branched:
+            self._keys, self._key_bounds = _behind(trunks, self._bounds, numbers.shape[1])
 
     @classmethod
     @untraced
@@ -71,15 +75,21 @@ class Segments:
         its row: q (B, H, T, D) and k, v (B, G, T, D) → (B, H, T, D)."""
         assert causal or not self._branched, "a shared beginning cannot see what comes behind it"
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, turning gave float32
-        varlen = None if self._branched else _varlen(v)
+        varlen = _varlen(v)
         if varlen is None:
             return self._one_by_one(q, k, v, causal, window, scale)
-        bounds, longest = self._bounds.to(torch.int32), q.shape[2]
+        longest = q.shape[2]
+        own, *seen = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B·T, H or G, D)
+        bounds = key_bounds = self._bounds.to(torch.int32)
+        if self._branched:
+            seen = [x.index_select(0, self._keys) for x in seen]
+            key_bounds = self._key_bounds.to(torch.int32)
         behind = -1 if window is None else window - 1
         y = varlen(
-            *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),  # (B·T, H or G, D)
+            own,
+            *seen,
             bounds,
-            bounds,
+            key_bounds,
             longest,
             longest,
             scale=scale,
@@ -121,6 +131,18 @@ class Segments:
         return self._bounds.diff().tolist(), self._numbers.tolist()
 
 
+def _behind(trunks: Tensor, bounds: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Which tokens each text sees, one text after the other, of rows of a length: the first
+    `trunks` (S,) of its row, then its own, from bounds (S + 1,). And where each list begins."""
+    starts, counts = bounds[:-1], bounds.diff() + trunks
+    ends = counts.cumsum(0)
+    text = torch.repeat_interleave(counts)
+    at = torch.arange(len(text), device=text.device) - (ends - counts)[text]
+    trunk, start = trunks[text], starts[text]
+    keys = torch.where(at < trunk, start // length * length + at, start + at - trunk)
+    return keys, torch.cat([ends.new_zeros(1), ends])
+
+
 @functools.cache
 def _kernel() -> Callable[..., Any] | None:
     """PyTorch's attention over texts of any lengths; None before it took all we need to say."""
@@ -128,8 +150,21 @@ def _kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
+    known = inspect.signature(varlen_attn).parameters.keys()
+    if not {"scale", "window_size"} <= known:
+        return None
+    return varlen_attn if "enable_gqa" in known else _with_heads_repeated(varlen_attn)
+
+
+def _with_heads_repeated(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that wants as many heads of keys and values as of queries, given fewer."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor, *where: Any, enable_gqa: bool, **more: Any) -> Any:
+        if enable_gqa:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return kernel(q, k, v, *where, **more)
+
+    return call
 
 
 def _varlen(v: Tensor) -> Callable[..., Any] | None:

@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from trivium import hub, models
-from trivium.data import ConversationBatches, Conversations, conversations
 from trivium.errors import UsageError
 from trivium.files import read_json_lines, write_atomic
-from trivium.language.adapters import CONFIG, add_lora, load_adapter, save_adapter
-from trivium.language.chat_template import ChatTemplate
+from trivium.language.adapters import CONFIG, add_lora, read_adapter, save_adapter
 from trivium.language.losses import masked_token
 from trivium.language.pretrained import LanguageModel
-from trivium.language.rendering import render
-from trivium.language.tokenizer import Tokenizer
+from trivium.language.transformer import Transformer
 from trivium.nn.lora import LoRALinear, lora_layers
-from trivium.recipes import tool_requests
 from trivium.recipes.config import RecipeConfig
 from trivium.recipes.run import Run
-from trivium.recipes.tool_requests.dialogues import dialogues
-from trivium.recipes.tool_requests.problems import Problem, read_problems
+from trivium.recipes.tool_requests.problems import read_problems
 from trivium.recipes.tool_requests.replay import Reply, replies
-from trivium.recipes.tool_requests.written import part
-from trivium.train import TrainConfig, train
+from trivium.recipes.tool_requests.rows import TEMPLATE, MadeRows, Maker
+from trivium.train import TrainConfig, rank, train, world_size
 
-TEMPLATE = Path(tool_requests.__file__).parent / "chat_template.jinja"
 REPLIES = "replies.jsonl"
-HELD_OUT = 60  # conversations of requests that are not trained on
 DRY = 20
 LIMITS = (
     "The adapter is for this model and for tool lists in the form of its chat_template.jinja. It "
@@ -56,10 +48,13 @@ LIMITS = (
 class Config(RecipeConfig):
     model: str = hub.DEFAULT  # whose chat template is ChatML
     problems: str = ""  # a file of word problems in the form of GSM8K, besides those made up
-    start: str = ""  # an adapter to go on from
-    steps: int = 840  # one row each
+    start: str = ""  # an adapter to go on from, of this rank or a lower one
+    steps: int = 840
+    rows: int = 1  # of a step
     length: int = 2048  # tokens of a row, of which those of a list of tools stand there once
-    conversations: int = 20_000  # that are made, of one to three requests
+    lot: int = 1000  # conversations that are made at a time, each lot with numbers of its own
+    processes: int = 0  # that make them beside the training; 0: a thread does
+    held_out: int = 60  # conversations of requests that are not trained on
     plain: int = 1200  # answers of the untrained model that are learnt again
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
@@ -74,19 +69,27 @@ def main(config: Config) -> dict[str, Any]:
     path = hub.find(config.model)
     loaded = models.load(path, device=str(run.device), precision="bfloat16")
     plain = _plain(run, config, path)
-    count = DRY if config.dry_run else config.conversations
     problems = read_problems(config.problems) if config.problems else []
-    made = _made(plain, problems, config.seed, count)
-    corpus = conversations(made, name="conversations with tools")
-    held_out = conversations(_made(plain, problems, config.seed + 1, HELD_OUT, held=True))
-    own = "made by this recipe"
-    run.data(corpus, licence=f"{own}; {config.problems}: its own" if problems else own)
-    batches = _batches(corpus, loaded, plain, config, seed=config.seed)
+    maker = Maker(loaded.tokenizer, plain, problems, config.length)
+    first = maker.conversations(f"{config.seed}/0", DRY if config.dry_run else config.lot)
+    own = "made by this recipe; these are the first of them"
+    run.data(first, licence=f"{own}; {config.problems}: its own" if problems else own)
+    batches = MadeRows(
+        maker,
+        rows=config.rows,
+        lot=config.lot,
+        seed=config.seed,
+        processes=config.processes,
+        source=first.fingerprint,
+        rank=rank(),
+        world=world_size(),
+    )
     adapt(loaded, config)
     plan = _plan(config)
     if config.dry_run:
         return run.estimate(loaded.model, masked_token, batches, plan)
-    held_rows = list(_batches(held_out, loaded, plain, config, seed=None, epochs=1))
+    held_out = maker.conversations(config.seed + 1, config.held_out, held=True)
+    held_rows = list(maker.rows(held_out, seed=None))
     loss = held_out_loss(loaded.model, held_rows)
     run.evaluated(0, held_out_loss=loss)
     for step in run.steps(
@@ -141,56 +144,6 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     return found
 
 
-def _made(
-    plain: Sequence[Reply],
-    problems: Sequence[Problem],
-    seed: int,
-    count: int,
-    *,
-    held: bool = False,
-) -> list[dict[str, Any]]:
-    """Conversations as records. One reply and one problem of HELD are kept for those held back."""
-    made = islice(dialogues(seed, part(plain, held), part(problems, held), held=held), count)
-    return [{"messages": d.messages, "tools": d.tools or None} for d in made]
-
-
-class Spelling:
-    """Conversations as tokens. The last answer of some was cut: it has no end that is learnt."""
-
-    def __init__(self, tokenizer: Tokenizer, plain: Sequence[Reply]) -> None:
-        self._tokenizer, self._template = tokenizer, ChatTemplate(TEMPLATE.read_text())
-        self._cut = {reply.answer for reply in plain if not reply.whole}
-
-    def __call__(
-        self, messages: Sequence[Mapping[str, Any]], tools: Any
-    ) -> tuple[list[int], list[bool]]:
-        ids, learnt = render(self._tokenizer, self._template, messages, tools)
-        if messages[-1].get("content") in self._cut:
-            learnt[len(learnt) - 1 - learnt[::-1].index(True)] = False
-        return ids, learnt
-
-
-def _batches(
-    corpus: Conversations,
-    loaded: LanguageModel,
-    plain: Sequence[Reply],
-    config: Config,
-    **order: Any,
-) -> ConversationBatches:
-    spelling = Spelling(loaded.tokenizer, plain)
-    filler = loaded.tokenizer.control_tokens["<|im_end|>"]
-    return ConversationBatches(
-        corpus,
-        spelling,
-        rows=1,
-        length=config.length,
-        filler=filler,
-        too_long="drop",
-        shared=True,
-        **order,
-    )
-
-
 # -- the adapter ----------------------------------------------------------------------------------
 
 
@@ -203,16 +156,33 @@ def adapt(loaded: LanguageModel, config: Config) -> None:
             f"skipped={config.skipped}: the model has {blocks} blocks, one must be left"
         )
     torch.manual_seed(config.seed)
-    if config.start:
-        load_adapter(loaded.model, Path(config.start).expanduser())
-        loaded.model.train()
-        return
     add_lora(loaded.model, config.rank, 2.0 * config.rank)
     for name, layer in list(lora_layers(loaded.model)):
         if int(name.split(".")[1]) < config.skipped:
             parent, _, child = name.rpartition(".")
             setattr(loaded.model.get_submodule(parent), child, layer.base)
+    if config.start:
+        begin_with(loaded.model, Path(config.start).expanduser())
     loaded.model.train()
+
+
+@torch.no_grad()
+def begin_with(model: Transformer, folder: Path) -> None:
+    """Let the adapter of a model compute what the one in `folder` does. What that one has not, a
+    higher rank and further blocks, changes nothing yet.
+
+    Raises UsageError if it is of a higher rank, or has blocks that the adapter has not.
+    """
+    given, layers = read_adapter(folder, model.config), dict(lora_layers(model))
+    if absent := sorted(given.parts.keys() - layers.keys()):
+        raise UsageError(f"{folder} changes {absent[0]}, which skipped= leaves as it is")
+    for ours, parts in given.parts.items():
+        layer = layers[ours]
+        if given.rank > layer.rank:
+            raise UsageError(f"{folder} is of rank {given.rank}: rank={layer.rank} is too low")
+        for i, (a, b) in parts.items():
+            layer.changes[i].a[: given.rank] = a
+            layer.changes[i].b[:, : given.rank] = b * (given.scale / layer.scale)
 
 
 @torch.no_grad()

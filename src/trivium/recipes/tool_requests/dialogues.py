@@ -152,7 +152,11 @@ class _Setting:
 
 
 def dialogues(
-    seed: int, replies: Sequence[Reply], problems: Sequence[Problem] = (), *, held: bool = False
+    seed: int | str,
+    replies: Sequence[Reply],
+    problems: Sequence[Problem] = (),
+    *,
+    held: bool = False,
 ) -> Iterator[Dialogue]:
     """Endless; `replies` are the plain turns, used in turn, and `problems` those of a file. Those
     that are `held` back are of one request each, from rows of the tables that no others have."""
