@@ -21,7 +21,7 @@ from trivium.llmos.shipped import WEIGHTS, adapter_of, load_assistant
 from trivium.llmos.tools import Tool
 from trivium.llmos.workspace import Workspace
 from trivium.nn import native
-from trivium.recipes.tool_use import TEMPLATE
+from trivium.recipes.tool_requests.rows import TEMPLATE
 
 FOLDER = WEIGHTS / hub.DEFAULT
 MOST = 15 * 2**20  # bytes

@@ -31,9 +31,9 @@ from trivium.recipes.tool_requests import (
 from trivium.recipes.tool_requests.dialogues import Dialogue, dialogues
 from trivium.recipes.tool_requests.patterns import Subject, filled
 from trivium.recipes.tool_requests.replay import Reply
+from trivium.recipes.tool_requests.rows import Spelling
 from trivium.recipes.tool_requests.tables import table
 from trivium.recipes.tool_requests.tasks import NUMBERS, Exchange, spoken_number
-from trivium.recipes.tool_use import Spelling
 
 ROOT = Path(__file__).parents[2]
 PLAIN = [

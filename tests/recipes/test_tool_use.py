@@ -160,6 +160,12 @@ def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:
     kept = tmp_path / "run" / REPLIES
     assert len(found) == 8 and sum(bool(reply.past) for reply in found) == 1
     assert _plain(run, config, tmp_path / "no model is needed") == found
+    other = dataclasses.replace(config, out=str(tmp_path / "other"), replies=str(kept))
+    assert _plain(Run.start(other), other, tmp_path / "no model is needed") == found
+    assert (tmp_path / "other" / REPLIES).read_text() == kept.read_text()
+    missing = dataclasses.replace(other, replies=str(tmp_path / "none.jsonl"))
+    with pytest.raises(UsageError, match=r"none\.jsonl: no such file"):
+        _plain(run, missing, model)
     kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-1]) + '{"past": [')
     assert _plain(run, config, model) == found
 

@@ -56,6 +56,9 @@ class Config(RecipeConfig):
     processes: int = 0  # that make them beside the training; 0: a thread does
     held_out: int = 60  # conversations of requests that are not trained on
     plain: int = 1200  # answers of the untrained model that are learnt again
+    replies: str = (
+        ""  # the replies.jsonl of another run, whose answers are taken; they take minutes
+    )
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
     learning_rate: float = 1.5e-3  # at its peak
@@ -128,20 +131,31 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     if config.dry_run:
         return [Reply((), "Hello!", "Hello! How can I help you today?", True)]
     kept = run.folder / REPLIES
-    found = []
-    if kept.is_file():
-        for record in read_json_lines(kept, skip_broken=True):
-            past = tuple((asked, said) for asked, said in record["past"])
-            found.append(Reply(past, record["request"], record["answer"], record["whole"]))
+    given = Path(config.replies).expanduser()
+    if config.replies and not given.is_file():
+        raise UsageError(f"replies={config.replies}: no such file")
+    found = _kept(kept) if kept.is_file() or not config.replies else _kept(given)
     if len(found) < config.plain:
         found = []
         with run.progress("answers of the untrained model", config.plain) as bar:
             for reply in replies(models.load(path), config.plain, config.seed + 1):
                 found.append(reply)
                 bar.show(len(found), "")
-        lines = [json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in found]
-        write_atomic(kept, "".join(lines))
+    lines = [json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in found]
+    write_atomic(kept, "".join(lines))
     return found
+
+
+def _kept(path: Path) -> list[Reply]:
+    """The replies in a file; none if there is no file."""
+    if not path.is_file():
+        return []
+    return [
+        Reply(
+            tuple((asked, said) for asked, said in r["past"]), r["request"], r["answer"], r["whole"]
+        )
+        for r in read_json_lines(path, skip_broken=True)
+    ]
 
 
 # -- the adapter ----------------------------------------------------------------------------------
