@@ -247,6 +247,44 @@ def test_times_lengths_and_lists_are_drawn_anew() -> None:
         assert numbers == re.findall(r"\d+", code) and numbers[0] == numbers[2]
 
 
+def test_other_numbers_are_drawn_anew_in_request_and_code() -> None:
+    prime, choose = "print(all(91 % d for d in range(2, 91)))", "print(math.comb(40, 15))"
+    seen = set()
+    for seed in range(60):
+        rng = random.Random(seed)
+        text, code = other_days.moved("Is 91 a prime?", prime, rng)
+        (number,) = re.findall(r"\d+", text)
+        assert code == prime.replace("91", number)
+        seen.add(number)
+        text, code = other_days.moved("Choose 15 of 40 books", choose, rng)
+        fewer, more = map(int, re.findall(r"\d+", text))
+        assert code == f"print(math.comb({more}, {fewer}))" and 10 < fewer < more
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Sum of 1 to 99, without 12?", "print(sum(range(1, 100)) - 12 + 99 - 99)"),  # 99 and 100
+        ("Is '15' in '15 men'?", "print('15' in '15 men')"),
+        ("The 12th of 30 days of May?", "print(30 - 12)"),
+        ("Last digit of 7^22?", "print(7 ** 22 % 10)"),
+        ("3.14 times 2.50", "print(3.14 * 2.50)"),
+        ("Of 20 and 20, which?", "print(max(20, 20))"),
+        ("Dice of 8 sides", "print(random.randint(1, 8))"),
+    ],
+)
+def test_numbers_stay_where_it_is_not_plain_what_they_are(text: str, code: str) -> None:
+    for seed in range(40):
+        found, new = other_days.moved(text, code, random.Random(seed))
+        if "99" in text:
+            assert "1 to 99" in found and "range(1, 100)" in new
+        elif "22" in text:
+            assert re.findall(r"\d+", new)[1] in found and new.endswith("% 10)")
+        else:
+            assert (found, new) == (text, code)
+
+
 def some(count: int, seed: int = 0) -> list[Dialogue]:
     return list(islice(dialogues(seed, PLAIN), count))
 

@@ -1,8 +1,8 @@
 """Other days, times and numbers in a request for `python`, and in the code that serves it.
 
 A request is written once and asked often: all of its days move by as many days, its clock times by
-as many minutes, lengths of time and lists of numbers are drawn anew. Where not all of them stand in
-both, they stay.
+as many minutes; lengths of time, lists and other numbers are drawn anew. What does not stand in
+both stays.
 """
 
 import calendar
@@ -10,9 +10,14 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
+from fractions import Fraction
+from functools import partial
+
+from trivium.recipes.tool_requests.problems import drawn
 
 AS_WRITTEN = 0.15  # of requests keep what they have
 FURTHEST = 1500  # days
+SMALLEST = 11  # number of which it is plain that request and code mean the same
 _NAME = "|".join([*calendar.month_name[1:], "Sept", *calendar.month_abbr[1:]])
 _SPELLINGS = tuple(
     re.compile(spelling, re.IGNORECASE)
@@ -24,12 +29,15 @@ _SPELLINGS = tuple(
         r"(?P<y>\d{4})年(?P<m>\d{1,2})月(?P<d>\d{1,2})[日号]",
     )
 )
+_MONTH = re.compile(rf"\b({_NAME})\b|月", re.IGNORECASE)
 _WEEKDAY = re.compile(rf"\b({'|'.join(calendar.day_name)})\b", re.IGNORECASE)
 _DAY = re.compile(r"(?<=datetime\.date\()(\d+), (\d+), (\d+)(?=\))")
 _CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d\d)(?![\d:])")
 _TIME = re.compile(r"(datetime\.datetime\(2024, 1, 1, )(\d+), (\d+)\)")
 _LENGTH = re.compile(r"\b(days|weeks|hours|minutes)=(\d+)\b")
 _LIST = re.compile(r"\[(\d+(?:, \d+){2,})\]")
+_NUMBER = re.compile(r"(?<![\w.,:/-])\d+(?![A-Za-z\d_:/%]|[.,-]\d)", re.ASCII)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _HALF_DAYS = re.compile(r"\b[ap]\.?m\b|上午|下午|晚上|中午|凌晨|早上", re.IGNORECASE)
 
 
@@ -42,6 +50,7 @@ def moved(text: str, code: str, rng: random.Random) -> tuple[str, str]:
         _other_times,
         _other_lengths,
         _other_list,
+        _other_numbers,
     )
     for change in changes:
         text, code = change(text, code, rng)
@@ -154,6 +163,36 @@ def _other_list(text: str, code: str, rng: random.Random) -> tuple[str, str]:
             new = dict(zip(numbers, drawn, strict=True))
             return _renumbered(text, said, new), _renumbered(code, listed[0], new)
     return text, code
+
+
+def _other_numbers(text: str, code: str, rng: random.Random) -> tuple[str, str]:
+    """Numbers that the request says once. Each stays between the same other numbers of both."""
+    if "datetime" in code or _LIST.search(code) or _MONTH.search(text):
+        return text, code
+    quoted = "".join(_QUOTED.findall(code))
+    for number in _NUMBER.findall(text):
+        others = {int(n) for n in re.findall(r"\d+", text + " " + code)} - {int(number)}
+        used = _NUMBER.findall(_QUOTED.sub("", code))
+        derived = others.isdisjoint({int(number) - 1, int(number) + 1})
+        once = len(re.findall(rf"(?<!\d){number}(?!\d)", text)) == 1
+        if (
+            int(number) < SMALLEST
+            or number not in used
+            or number in quoted
+            or not (once and derived)
+        ):
+            continue
+        new = int(drawn(Fraction(number), rng))
+        between = sorted((int(number), new))
+        if new >= SMALLEST and not any(between[0] <= n <= between[1] for n in others):
+            text, code = (
+                _NUMBER.sub(partial(_put, number, str(new)), part) for part in (text, code)
+            )
+    return text, code
+
+
+def _put(old: str, new: str, found: re.Match[str]) -> str:
+    return new if found[0] == old else found[0]
 
 
 def _renumbered(text: str, part: str, new: Mapping[str, str]) -> str:
