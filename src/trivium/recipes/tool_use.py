@@ -11,15 +11,16 @@ their end and answers. Plain answers are the untrained model's own (self-distill
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trivium import hub, models
+from trivium.data import IGNORE
 from trivium.errors import UsageError
 from trivium.files import read_json_lines, write_atomic
 from trivium.language.adapters import CONFIG, add_lora, read_adapter, save_adapter
@@ -61,6 +62,8 @@ class Config(RecipeConfig):
     )
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
+    dropout: float = 0.0  # of what the adapter's matrices see
+    asked: float = 0.0  # weight of the loss of requests, beside that of what the assistant says
     learning_rate: float = 1.5e-3  # at its peak
     evaluate_every: int = 100  # steps
 
@@ -73,7 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     loaded = models.load(path, device=str(run.device), precision="bfloat16")
     plain = _plain(run, config, path)
     problems = read_problems(config.problems) if config.problems else []
-    maker = Maker(loaded.tokenizer, plain, problems, config.length)
+    maker = Maker(loaded.tokenizer, plain, problems, config.length, config.asked)
     first = maker.conversations(f"{config.seed}/0", DRY if config.dry_run else config.lot)
     own = "made by this recipe; these are the first of them"
     run.data(first, licence=f"{own}; {config.problems}: its own" if problems else own)
@@ -91,19 +94,25 @@ def main(config: Config) -> dict[str, Any]:
     plan = _plan(config)
     if config.dry_run:
         return run.estimate(loaded.model, masked_token, batches, plan)
-    held_out = maker.conversations(config.seed + 1, config.held_out, held=True)
-    held_rows = list(maker.rows(held_out, seed=None))
-    loss = held_out_loss(loaded.model, held_rows)
-    run.evaluated(0, held_out_loss=loss)
+    kept = maker.conversations(config.seed + 1, config.held_out, held=True)
+    held_rows = list(maker.rows(kept, seed=None))
+    found = held_out(loaded.model, held_rows)
+    run.evaluated(0, **found)
     for step in run.steps(
         train(loaded.model, masked_token, batches, plan, folder=run.folder), plan
     ):
         if step.number % config.evaluate_every == 0 or step.last:
-            loss = held_out_loss(loaded.model, held_rows)
-            run.evaluated(step.number, held_out_loss=loss)
+            found = held_out(loaded.model, held_rows)
+            run.evaluated(step.number, **found)
     if run.first:
         write_adapter(loaded, run.folder, config)
-    return run.finish({"loss on held-out conversations": loss}, limits=LIMITS)
+    return run.finish(
+        {
+            "loss on held-out conversations": found["held_out_loss"],
+            "those of which every token was foretold": found["held_out_whole"],
+        },
+        limits=LIMITS,
+    )
 
 
 def _plan(config: Config) -> TrainConfig:
@@ -170,7 +179,7 @@ def adapt(loaded: LanguageModel, config: Config) -> None:
             f"skipped={config.skipped}: the model has {blocks} blocks, one must be left"
         )
     torch.manual_seed(config.seed)
-    add_lora(loaded.model, config.rank, 2.0 * config.rank)
+    add_lora(loaded.model, config.rank, 2.0 * config.rank, dropout=config.dropout)
     for name, layer in list(lora_layers(loaded.model)):
         if int(name.split(".")[1]) < config.skipped:
             parent, _, child = name.rpartition(".")
@@ -200,17 +209,27 @@ def begin_with(model: Transformer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """Nats per token that the assistant says."""
+def held_out(model: Transformer, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """`held_out_loss`: nats per token that the assistant says; `held_out_whole`: the share of
+    conversations of which each such token is the likeliest, as if it were chosen greedily."""
     model.eval()
     device = next(model.parameters()).device
     total = weight = 0.0
-    with torch.autocast(device.type, torch.bfloat16):
-        for batch in batches:
-            loss = masked_token(model, {name: value.to(device) for name, value in batch.items()})
-            total, weight = total + float(loss.total), weight + float(loss.weight)
+    texts = wrong = 0
+    for batch in batches:
+        here = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = masked_token(model, here)
+            features = model.features(here["ids"], segments=here["segments"])
+            learnt = here["targets"] != IGNORE
+            likeliest = model.logits(features[learnt]).argmax(-1)
+        rows = torch.arange(len(learnt), device=device)[:, None] * learnt.shape[1]
+        text = (rows + here["segments"])[learnt]
+        texts += len(set(text.tolist()))
+        wrong += len(set(text[likeliest != here["targets"][learnt]].tolist()))
+        total, weight = total + float(loss.total), weight + float(loss.weight)
     model.train()
-    return total / weight
+    return {"held_out_loss": total / weight, "held_out_whole": 1 - wrong / texts}
 
 
 def write_adapter(loaded: LanguageModel, folder: Path, config: Config) -> None:

@@ -3,6 +3,8 @@ others of several.
 
 A few settings, each a list of tools and maybe a system message, serve many conversations. A request
 whose tool is not on the list is told so; a sum is done with `python` where there is no `calculate`.
+Beside them stand word problems whose sums are taken apart into named steps, under a system message
+of their own: what a small model learns to explain it also solves better (Hsieh et al. 2023).
 """
 
 import random
@@ -35,7 +37,9 @@ SYSTEMS = (
 )
 SETTINGS = 40
 ALONE = 0.96  # of conversations, where all our tools are on offer
-PLAIN = 0.1  # of those
+PLAIN = 0.12  # of those
+NAMED = 0.2  # of all, beside them: word problems whose steps are named, without tools
+NAMING = "Name each step of the sum."
 FILES = frozenset({"list_files", "read_file", "search_files", "write_file", "terminal"})
 REFUSED = {
     "weather",
@@ -173,6 +177,10 @@ def dialogues(
         for _ in range(SETTINGS)
     ]
     while True:
+        if not held and rng.random() < NAMED:
+            system = {"role": "system", "content": NAMING}
+            yield Dialogue([system, *written.named_steps(rng).messages()], [])
+            continue
         setting = rng.choice(settings)
         offered = setting.offered
         if set(ours) <= set(offered) and (held or rng.random() < ALONE):
@@ -198,14 +206,14 @@ def _alone(
 ) -> tuple[list[dict[str, Any]], bool]:
     """One request, or one that leans on another, and whether the answer is whole."""
     makers: Makers = (
-        (0.41, lambda: [written.problem(rng, held)]),
+        (0.40, lambda: [written.problem(rng, held)]),
         (0 if held else 0.03, lambda: [story(rng)]),
         (0.02 if problems else 0, lambda: [problem(rng, problems)]),
-        (0.16, lambda: [written.request(rng, frozenset({"calculate"}), held)]),
-        (0.13, lambda: [written.request(rng, frozenset({"python"}), held)]),
-        (0.06, lambda: [written.request(rng, FILES, held)]),
-        (0.14, lambda: [written.request(rng, OURS_NEXT, held)]),
-        (0.04, lambda: written.follow_up(rng, answers, held)),
+        (0.15, lambda: [written.request(rng, frozenset({"calculate"}), held)]),
+        (0.14, lambda: [written.request(rng, frozenset({"python"}), held)]),
+        (0.08, lambda: [written.request(rng, FILES, held)]),
+        (0.10, lambda: [written.request(rng, OURS_NEXT, held)]),
+        (0.07, lambda: written.follow_up(rng, answers, held)),
         (0 if held else 0.01, lambda: task(rng, problems)),
     )
     if rng.random() < PLAIN:

@@ -29,7 +29,7 @@ _SPELLINGS = tuple(
         r"(?P<y>\d{4})年(?P<m>\d{1,2})月(?P<d>\d{1,2})[日号]",
     )
 )
-_MONTH = re.compile(rf"\b({_NAME})\b|月", re.IGNORECASE)
+_BOUND = re.compile(rf"\b({_NAME}|base)\b|[月进]", re.IGNORECASE)  # to few numbers
 _WEEKDAY = re.compile(rf"\b({'|'.join(calendar.day_name)})\b", re.IGNORECASE)
 _DAY = re.compile(r"(?<=datetime\.date\()(\d+), (\d+), (\d+)(?=\))")
 _CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d\d)(?![\d:])")
@@ -167,7 +167,7 @@ def _other_list(text: str, code: str, rng: random.Random) -> tuple[str, str]:
 
 def _other_numbers(text: str, code: str, rng: random.Random) -> tuple[str, str]:
     """Numbers that the request says once. Each stays between the same other numbers of both."""
-    if "datetime" in code or _LIST.search(code) or _MONTH.search(text):
+    if "datetime" in code or _LIST.search(code) or _BOUND.search(text):
         return text, code
     quoted = "".join(_QUOTED.findall(code))
     for number in _NUMBER.findall(text):

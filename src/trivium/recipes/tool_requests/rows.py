@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trivium.data import Batch, Batches, ConversationBatches, Conversations, conversations
+from trivium.data import IGNORE, Batch, Batches, ConversationBatches, Conversations, conversations
 from trivium.data.packing import Row, State, blank
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate
@@ -35,12 +35,14 @@ Columns = Mapping[str, np.ndarray[Any, Any]]  # each of some rows and `length` t
 
 @dataclass(frozen=True)
 class Maker:
-    """What rows are made of. `plain` and `problems` are used in turn."""
+    """What rows are made of. `plain` and `problems` are used in turn; the tokens that nobody has to
+    answer with, of requests and results, are foretold too, with the weight `asked`."""
 
     tokenizer: Tokenizer
     plain: Sequence[Reply]
     problems: Sequence[Problem]
     length: int
+    asked: float = 0.0
 
     def conversations(self, seed: int | str, count: int, *, held: bool = False) -> Conversations:
         """Of requests that are `held` back, or of the others."""
@@ -75,7 +77,20 @@ class Maker:
         if not made:
             raise UsageError(f"none of {count} conversations is of {self.length} tokens or less")
         names = made[0].keys()
-        return {name: torch.cat([row[name] for row in made]).int().numpy() for name in names}
+        found = {name: torch.cat([row[name] for row in made]).int().numpy() for name in names}
+        return _all_foretold(found, self.asked) if self.asked else found
+
+
+def _all_foretold(rows: Columns, weight: float) -> Columns:
+    """The rows with a target for every token that another one of its text follows."""
+    ids, targets, segments = rows["ids"], rows["targets"].copy(), rows["segments"]
+    learnt = targets != IGNORE
+    followed = np.zeros_like(learnt)
+    followed[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, :-1] >= 0)
+    further = followed & ~learnt
+    targets[further] = np.roll(ids, -1, axis=1)[further]
+    weights = np.where(learnt, 1.0, np.where(further, weight, 0.0)).astype(np.float32)
+    return {**rows, "targets": targets, "weights": weights}
 
 
 class Spelling:
@@ -153,7 +168,9 @@ class MadeRows(Batches):
                 name: np.stack([column] * self._rows)
                 for name, column in zip(Row._fields, empty, strict=True)
             }
-        return {name: torch.from_numpy(column).long() for name, column in unit.items()}
+            unit = _all_foretold(unit, self._maker.asked) if self._maker.asked else unit
+        made = {name: torch.from_numpy(column) for name, column in unit.items()}
+        return {name: v if v.is_floating_point() else v.long() for name, v in made.items()}
 
     def _lots(self, number: int) -> Iterator[Columns]:
         """Those from `number` on."""

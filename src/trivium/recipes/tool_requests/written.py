@@ -66,6 +66,13 @@ def problem(rng: random.Random, held: bool = False) -> Exchange:
     return _asked(rng.choice(problems(held)), rng)
 
 
+def named_steps(rng: random.Random) -> Exchange:
+    """A word problem, answered by the named steps of its sum."""
+    found = rng.choice(problems(held=False))
+    asked, values = _renewed(found, rng)
+    return Exchange(asked, (), _with_numbers(found.steps, found, values).replace("; ", "\n"))
+
+
 def request(rng: random.Random, tools: frozenset[str], held: bool = False) -> Exchange:
     """A request for one of the tools."""
     text, tool, arguments = rng.choice(_for(tools, held))
@@ -178,6 +185,18 @@ def _put(inner: str, place: re.Match[str]) -> str:
 
 
 def _asked(found: Sum, rng: random.Random) -> Exchange:
+    asked, values = _renewed(found, rng)
+    expression = _with_numbers(found.expression, found, values)
+    if rng.random() > ANSWERED:
+        return Exchange(asked, (Step("calculate", {"expression": expression}),), called=True)
+    result = str(calculate.function(expression))
+    step = Step("calculate", {"expression": expression}, result)
+    answer = rng.choice(ANSWERS_CHINESE if is_chinese(asked) else ANSWERS).format(_spoken(result))
+    return Exchange(asked, (step,), answer[:1].upper() + answer[1:])
+
+
+def _renewed(found: Sum, rng: random.Random) -> tuple[str, Mapping[int, Fraction]]:
+    """The request as somebody might ask it, with other numbers, and those."""
     values = dict(found.slots)
     for _ in range(TRIES if rng.random() > AS_WRITTEN else 0):
         tried = {place: _drawn(found, place, rng) for place in found.slots}
@@ -187,15 +206,8 @@ def _asked(found: Sum, rng: random.Random) -> Exchange:
     pieces = list(found.pieces)
     for place, value in values.items():
         pieces[place] = alike(pieces[place], value)
-    expression = _with_numbers(found.expression, found, values)
     text = "".join(pieces)
-    asked = text if is_chinese(text) else polite(careless(text, rng), rng)
-    if rng.random() > ANSWERED:
-        return Exchange(asked, (Step("calculate", {"expression": expression}),), called=True)
-    result = str(calculate.function(expression))
-    step = Step("calculate", {"expression": expression}, result)
-    answer = rng.choice(ANSWERS_CHINESE if is_chinese(text) else ANSWERS).format(_spoken(result))
-    return Exchange(asked, (step,), answer[:1].upper() + answer[1:])
+    return (text if is_chinese(text) else polite(careless(text, rng), rng)), values
 
 
 def _drawn(found: Sum, place: int, rng: random.Random) -> Fraction:
