@@ -142,8 +142,9 @@ def _number(expression: str) -> str:
 
 def _printed(code: str) -> str:
     with TemporaryDirectory() as folder:
-        run_code = next(t for t in builtin_tools(Workspace(Path(folder))) if t.name == "python")
-        return str(run_code.function(code)).strip()
+        gateway = Gateway(builtin_tools(Workspace(Path(folder))), policy=never_ask)
+        call = ToolCall("", "python", json.dumps({"code": code}))
+        return str(gateway.call(call).content).strip()
 
 
 # -- one request ----------------------------------------------------------------------------------

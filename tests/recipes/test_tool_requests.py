@@ -28,7 +28,7 @@ from trivium.recipes.tool_requests import (
     talk,
     written,
 )
-from trivium.recipes.tool_requests.dialogues import Dialogue, dialogues
+from trivium.recipes.tool_requests.dialogues import NAMING, Dialogue, dialogues
 from trivium.recipes.tool_requests.patterns import Subject, filled
 from trivium.recipes.tool_requests.replay import Reply
 from trivium.recipes.tool_requests.rows import Spelling
@@ -299,6 +299,20 @@ def test_only_tools_on_the_list_are_called() -> None:
                 called.add(call["function"]["name"])
     ours = {"calculate", "python", "terminal", "read_file", "write_file"}
     assert called > ours | {"list_files", "search_files"} | other_tools.OURS_NEXT
+
+
+def test_named_steps_give_what_the_call_gives() -> None:
+    """They stand under a system message of their own, never beside tools or among those held
+    back."""
+    found = [d for d in some(600) if d.messages[0]["content"] == NAMING]
+    assert 60 < len(found) < 180
+    for dialogue in found:
+        system, user, answer = dialogue.messages
+        assert not dialogue.tools and dialogue.whole
+        assert calculate.function(answer["content"]).strip()
+        assert (system["role"], user["role"], answer["role"]) == ("system", "user", "assistant")
+    held = islice(dialogues(0, PLAIN, held=True), 300)
+    assert not any(d.messages[0]["content"] == NAMING for d in held)
 
 
 def test_a_seed_is_a_set_of_conversations() -> None:

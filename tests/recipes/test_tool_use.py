@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trivium import checkpoint, models
+from trivium.data import IGNORE
 from trivium.errors import UsageError
 from trivium.language.adapters import read_adapter
 from trivium.language.chat_template import ChatTemplate
@@ -19,7 +20,7 @@ from trivium.recipes.run import Run
 from trivium.recipes.tool_requests.problems import read_problems
 from trivium.recipes.tool_requests.replay import Reply
 from trivium.recipes.tool_requests.rows import TEMPLATE, MadeRows, Maker
-from trivium.recipes.tool_use import REPLIES, Config, _plain, main
+from trivium.recipes.tool_use import REPLIES, Config, _plain, held_out, main
 
 REPLY = Reply((), "Hello!", "Hello, how can I help?", True)
 
@@ -79,6 +80,10 @@ def test_it_goes_on_from_an_adapter_with_problems_of_a_file(model: Path, tmp_pat
         problems=str(tmp_path / "problems.jsonl"),
         skipped=0,
         rank=3,
+        rows=2,
+        lot=40,
+        dropout=0.1,
+        asked=0.1,
         learning_rate=1e-6,
     )
     main(second)
@@ -110,7 +115,7 @@ def maker(model: Path) -> Maker:
 
 
 def rows_of(maker: Maker, count: int = 7, place: Any = None, **more: Any) -> list[Any]:
-    given: dict[str, Any] = {"rows": 2, "lot": 8, "seed": 3, "processes": 0, "source": "here"}
+    given: dict[str, Any] = {"rows": 2, "lot": 30, "seed": 3, "processes": 0, "source": "here"}
     batches = MadeRows(maker, **given | more)
     if place:
         batches.load(place)
@@ -146,10 +151,51 @@ def test_two_ranks_take_turns(maker: Maker) -> None:
 def test_a_lot_must_fill_a_batch(maker: Maker) -> None:
     with pytest.raises(UsageError, match=r"lot=1 conversations fill 1 rows, fewer than rows=2"):
         rows_of(maker, lot=1)
-    with pytest.raises(UsageError, match=r"rows=0 and lot=8 are at least 1"):
+    with pytest.raises(UsageError, match=r"rows=0 and lot=30 are at least 1"):
         rows_of(maker, rows=0)
-    with pytest.raises(UsageError, match=r"none of 8 conversations is of 16 tokens"):
+    with pytest.raises(UsageError, match=r"none of 30 conversations is of 16 tokens"):
         rows_of(dataclasses.replace(maker, length=16))
+
+
+def test_what_is_asked_is_foretold_with_a_weight_of_its_own(maker: Maker) -> None:
+    plain = maker.lot("3/0", 30)
+    rows = dataclasses.replace(maker, asked=0.25).lot("3/0", 30)
+    ids, targets, segments, weights = (
+        rows[name] for name in ("ids", "targets", "segments", "weights")
+    )
+    learnt = plain["targets"] != IGNORE
+    assert (targets[learnt] == plain["targets"][learnt]).all() and (weights[learnt] == 1).all()
+    further = (weights > 0) & ~learnt
+    assert further.any() and (weights[further] == 0.25).all()
+    row, place = further.nonzero()
+    assert (targets[further] == ids[row, place + 1]).all()
+    assert (segments[row, place] == segments[row, place + 1]).all()
+    assert (segments[further] >= 0).all()  # the beginning that texts share is learnt by none
+    assert ((weights == 0) == (targets == IGNORE)).all()
+    batches = MadeRows(
+        dataclasses.replace(maker, asked=0.25), rows=1, lot=30, seed=3, processes=0, source=""
+    )
+    assert batches.tensors(None)["weights"].sum() == 0
+    assert next(iter(batches))["weights"].dtype == torch.float32
+
+
+def test_whole_answers_are_counted_as_if_they_were_chosen(model: Path, maker: Maker) -> None:
+    """Some texts are made to be what the model says; bfloat16 may choose otherwise in a few."""
+    loaded = models.load(model, precision="float32")
+    rows = list(maker.rows(maker.conversations(5, 20), seed=None, ahead=0))
+    with torch.no_grad():
+        for row in rows:
+            said = loaded.model.logits(
+                loaded.model.features(row["ids"], segments=row["segments"])
+            ).argmax(-1)
+            chosen = (row["targets"] != IGNORE) & (row["segments"] % 3 == 1)
+            row["targets"] = torch.where(chosen, said, row["targets"])
+    texts = [(row, n) for row in rows for n in row["segments"].unique().tolist() if n >= 0]
+    taught = [n for row, n in texts if ((row["segments"] == n) & (row["targets"] != IGNORE)).any()]
+    whole = sum(n % 3 == 1 for n in taught) / len(taught)
+    found = held_out(loaded.model, rows)
+    assert 0 < whole < 1 and found["held_out_whole"] == pytest.approx(whole, abs=0.1)
+    assert found["held_out_loss"] > 0
 
 
 def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:
