@@ -159,6 +159,7 @@ def test_named_steps_become_one_expression() -> None:
         steps = calculate.function(found.steps).partition(" ")[0]
         assert calculate.function(found.expression).partition(" ")[0] == steps, found
     assert written._in_one("a = 5 - 2; b = 3 / a; c = 2 * b - a") == "2 * 3 / (5 - 2) - (5 - 2)"
+    assert written._in_one("a = 62 - 50%; b = 62 + a") == "62 + (62 - 50%)"
 
 
 DAYS = "import datetime; print((datetime.date(2024, 3, 1) - datetime.date(2024, 2, 28)).days)"

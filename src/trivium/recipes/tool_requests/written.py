@@ -175,7 +175,9 @@ def _put(inner: str, place: re.Match[str]) -> str:
     behind = place.string[place.end() :].lstrip()[:1]
     outside = re.sub(r"\([^()]*\)", "", inner)
     if re.search(r" [+-] ", outside):
-        whole = before in ("", "+", "(", ",") and behind in ("", "+", "-", ")", ",")
+        # A percentage is of all that stands before it.
+        firsts = ("", "(", ",") if "%" in outside else ("", "+", "(", ",")
+        whole = before in firsts and behind in ("", "+", "-", ")", ",")
     else:
         whole = " " not in outside or (before not in ("/", "^", "f", "%") and behind != "^")
     return inner if whole else f"({inner})"
