@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ def test_rows_are_the_same_whoever_makes_them(maker: Maker) -> None:
         assert torch.equal(ids, other) and state == there
     assert len({state["place"]["lot"] for _, state in found}) > 1
     assert len({tuple(ids.flatten().tolist()) for ids, _ in found}) == len(found)
+
+
+def test_ctrl_c_is_for_the_training_alone(maker: Maker) -> None:
+    batches = MadeRows(maker, rows=1, lot=1, seed=0, processes=1, source="")
+    with batches._executor() as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
 def test_rows_go_on_where_they_were(maker: Maker) -> None:

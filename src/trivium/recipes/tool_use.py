@@ -57,9 +57,7 @@ class Config(RecipeConfig):
     processes: int = 0  # that make them beside the training; 0: a thread does
     held_out: int = 60  # conversations of requests that are not trained on
     plain: int = 1200  # answers of the untrained model that are learnt again
-    replies: str = (
-        ""  # the replies.jsonl of another run, whose answers are taken; they take minutes
-    )
+    replies: str = ""  # the replies.jsonl of another run: to make such answers takes minutes
     rank: int = 16  # of the adapter
     skipped: int = 6  # blocks at the bottom that stay as they are
     dropout: float = 0.0  # of what the adapter's matrices see

@@ -5,6 +5,7 @@ whatever the number of processes. Of a lot, the last rows that fill no batch are
 """
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -191,6 +192,11 @@ class MadeRows(Batches):
             return ThreadPoolExecutor(1)
         # Not forked: a process that holds threads and a GPU cannot be.
         spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(
-            self._processes, spawn, initializer=torch.set_num_threads, initargs=(1,)
-        )
+        return ProcessPoolExecutor(self._processes, spawn, initializer=_aside)
+
+
+def _aside() -> None:
+    """In a process beside the training: on one core, and left alone by the Ctrl-C of a terminal,
+    which the training answers with a snapshot."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
