@@ -78,8 +78,8 @@ def test_what_is_kept_is_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(value, second.model.state_dict()[name]), name
     own, theirs = plain.model.state_dict(), first.model.state_dict()
     same = {name for name in own if own[name].data_ptr() == theirs[name].data_ptr()}
-    assert "embedding.panels" in same and "layers.5.mlp.down.panels" in same
-    assert not any(name.startswith("layers.6.mlp.down") for name in same)
+    assert {"embedding.panels", "layers.5.mlp_norm.weight"} <= same  # the adapter has them not
+    assert not any(".mlp.down" in name for name in same)
     kept.write_bytes(b"half a file")
     with pytest.raises(AssertionError, match="made anew"):
         load_assistant(hub.DEFAULT)

@@ -50,7 +50,7 @@ class Config(RecipeConfig):
     model: str = hub.DEFAULT  # whose chat template is ChatML
     problems: str = ""  # a file of word problems in the form of GSM8K, besides those made up
     start: str = ""  # an adapter to go on from, of this rank or a lower one
-    steps: int = 840
+    steps: int = 840  # of the optimizer
     rows: int = 1  # of a step
     length: int = 2048  # tokens of a row, of which those of a list of tools stand there once
     lot: int = 1000  # conversations that are made at a time, each lot with numbers of its own
