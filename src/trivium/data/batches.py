@@ -42,6 +42,7 @@ from trivium.data.packing import (
     TextRows,
     TooLong,
     blank,
+    columns,
 )
 from trivium.errors import UsageError
 
@@ -142,8 +143,7 @@ class RowBatches(Batches):
     def tensors(self, unit: list[Row] | None) -> Batch:
         rows = list(unit or [])
         rows += [blank(self.length, self.stream.filler)] * (self.rows - len(rows))
-        columns = zip(Row._fields, zip(*rows, strict=True), strict=True)
-        return {name: torch.from_numpy(np.stack(column)) for name, column in columns}
+        return {name: torch.from_numpy(column) for name, column in columns(rows).items()}
 
 
 class TokenBatches(RowBatches):

@@ -54,6 +54,14 @@ def blank(length: int, filler: int) -> Row:
     )
 
 
+def columns(rows: Sequence[Row]) -> dict[str, np.ndarray[Any, Any]]:
+    """Each part of the rows, (B, T)."""
+    return {
+        name: np.stack(column)
+        for name, column in zip(Row._fields, zip(*rows, strict=True), strict=True)
+    }
+
+
 def put(row: Row, start: int, segment: int, ids: Ids, targets: Ids, first: int = 0) -> None:
     """`first` is the position of ids[0] in its text."""
     place = slice(start, start + len(ids))

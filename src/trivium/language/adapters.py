@@ -319,7 +319,7 @@ def load_adapter(model: Transformer, folder: Path) -> None:
     for ours, parts in adapter.parts.items():
         fused = adapter.fused[ours]
         adapted = [i in parts for i in range(len(fused.sizes))]
-        layer = _wrap(
+        _wrap(
             model,
             fused,
             adapted,
@@ -327,7 +327,16 @@ def load_adapter(model: Transformer, folder: Path) -> None:
             alpha=adapter.alpha,
             dropout=adapter.dropout,
         )
-        with torch.no_grad():
-            for i, (a, b) in parts.items():
-                layer.changes[i].a.copy_(a)
-                layer.changes[i].b.copy_(b)
+    copy_changes(model, adapter)
+
+
+@torch.no_grad()
+def copy_changes(model: Transformer, given: Adapter) -> None:
+    """Let the adapter that a model has compute what another one does, of its rank or a lower one
+    and for no other matrices. What that one has not changes nothing yet, if B is still zero."""
+    layers = dict(lora_layers(model))
+    for ours, parts in given.parts.items():
+        layer = layers[ours]
+        for i, (a, b) in parts.items():
+            layer.changes[i].a[: given.rank] = a
+            layer.changes[i].b[:, : given.rank] = b * (given.scale / layer.scale)

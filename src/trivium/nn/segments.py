@@ -46,14 +46,15 @@ class Segments:
         shared = numbers == SHARED
         behind = ~shared & (numbers != PADDING)
         own = at - torch.where(starts, at, 0).cummax(1).values
-        self.positions = own + behind * shared.sum(1, keepdim=True)
+        trunks = behind * shared.sum(1, keepdim=True)  # tokens of the beginning before each
+        self.positions = own + trunks
         first = starts.flatten().nonzero().squeeze(1)
         self._bounds = torch.cat([first, first.new_tensor([numbers.numel()])])
         self._numbers = numbers.flatten()[first]
-        trunks = (behind * shared.sum(1, keepdim=True)).flatten()[first]
         self._branched = bool(shared.any())
         if self._branched:
-            self._keys, self._key_bounds = _behind(trunks, self._bounds, numbers.shape[1])
+            begins = trunks.flatten()[first]
+            self._keys, self._key_bounds = _behind(begins, self._bounds, numbers.shape[1])
 
     @classmethod
     @untraced

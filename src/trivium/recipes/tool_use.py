@@ -23,8 +23,14 @@ from trivium import hub, models
 from trivium.data import IGNORE
 from trivium.errors import UsageError
 from trivium.files import read_json_lines, write_atomic
-from trivium.language.adapters import CONFIG, add_lora, read_adapter, save_adapter
-from trivium.language.losses import masked_token
+from trivium.language.adapters import (
+    CONFIG,
+    add_lora,
+    copy_changes,
+    read_adapter,
+    save_adapter,
+)
+from trivium.language.losses import head_loss, masked_token
 from trivium.language.pretrained import LanguageModel
 from trivium.language.transformer import Transformer
 from trivium.nn.lora import LoRALinear, lora_layers
@@ -141,8 +147,9 @@ def _plain(run: Run, config: Config, path: Path) -> list[Reply]:
     given = Path(config.replies).expanduser()
     if config.replies and not given.is_file():
         raise UsageError(f"replies={config.replies}: no such file")
-    found = _kept(kept) if kept.is_file() or not config.replies else _kept(given)
-    if len(found) < config.plain:
+    if len(found := _kept(kept)) >= config.plain:
+        return found
+    if len(found := _kept(given)) < config.plain:
         found = []
         with run.progress("answers of the untrained model", config.plain) as bar:
             for reply in replies(models.load(path), config.plain, config.seed + 1):
@@ -187,23 +194,18 @@ def adapt(loaded: LanguageModel, config: Config) -> None:
     loaded.model.train()
 
 
-@torch.no_grad()
 def begin_with(model: Transformer, folder: Path) -> None:
-    """Let the adapter of a model compute what the one in `folder` does. What that one has not, a
-    higher rank and further blocks, changes nothing yet.
+    """Let the adapter of a model compute what the one in `folder` does.
 
-    Raises UsageError if it is of a higher rank, or has blocks that the adapter has not.
+    Raises UsageError if that is of a higher rank, or has blocks that the adapter has not.
     """
     given, layers = read_adapter(folder, model.config), dict(lora_layers(model))
     if absent := sorted(given.parts.keys() - layers.keys()):
         raise UsageError(f"{folder} changes {absent[0]}, which skipped= leaves as it is")
-    for ours, parts in given.parts.items():
-        layer = layers[ours]
-        if given.rank > layer.rank:
-            raise UsageError(f"{folder} is of rank {given.rank}: rank={layer.rank} is too low")
-        for i, (a, b) in parts.items():
-            layer.changes[i].a[: given.rank] = a
-            layer.changes[i].b[:, : given.rank] = b * (given.scale / layer.scale)
+    own = next(iter(layers.values())).rank
+    if given.rank > own:
+        raise UsageError(f"{folder} is of rank {given.rank}: rank={own} is too low")
+    copy_changes(model, given)
 
 
 @torch.no_grad()
@@ -212,22 +214,22 @@ def held_out(model: Transformer, batches: Iterable[Mapping[str, Tensor]]) -> dic
     conversations of which each such token is the likeliest, as if it were chosen greedily."""
     model.eval()
     device = next(model.parameters()).device
-    total = weight = 0.0
-    texts = wrong = 0
+    total, tokens, texts, wrong = 0.0, 0, 0, 0
     for batch in batches:
         here = {name: value.to(device) for name, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16):
-            loss = masked_token(model, here)
-            features = model.features(here["ids"], segments=here["segments"])
             learnt = here["targets"] != IGNORE
-            likeliest = model.logits(features[learnt]).argmax(-1)
+            features = model.features(here["ids"], segments=here["segments"])[learnt]
+            targets = here["targets"][learnt]
+            total += float(head_loss(model, features, targets))
+            likeliest = model.logits(features).argmax(-1)
         rows = torch.arange(len(learnt), device=device)[:, None] * learnt.shape[1]
         text = (rows + here["segments"])[learnt]
         texts += len(set(text.tolist()))
-        wrong += len(set(text[likeliest != here["targets"][learnt]].tolist()))
-        total, weight = total + float(loss.total), weight + float(loss.weight)
+        wrong += len(set(text[likeliest != targets].tolist()))
+        tokens += len(targets)
     model.train()
-    return {"held_out_loss": total / weight, "held_out_whole": 1 - wrong / texts}
+    return {"held_out_loss": total / tokens, "held_out_whole": 1 - wrong / texts}
 
 
 def write_adapter(loaded: LanguageModel, folder: Path, config: Config) -> None:

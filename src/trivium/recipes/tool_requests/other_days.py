@@ -42,7 +42,7 @@ _HALF_DAYS = re.compile(r"\b[ap]\.?m\b|上午|下午|晚上|中午|凌晨|早上
 
 
 def moved(text: str, code: str, rng: random.Random) -> tuple[str, str]:
-    """A request and its code with other days, times, lengths of time and lists."""
+    """A request and its code with other days, times, lengths of time, lists and numbers."""
     if rng.random() < AS_WRITTEN:
         return text, code
     changes: tuple[Callable[[str, str, random.Random], tuple[str, str]], ...] = (
@@ -159,8 +159,8 @@ def _other_list(text: str, code: str, rng: random.Random) -> tuple[str, str]:
         if said in text and not any(_whole(number).search(rest) for number in before):
             numbers = sorted(set(before))
             highest = 2 * max(4, len(before), *map(int, before))
-            drawn = map(str, rng.sample(range(1, highest + 1), len(numbers)))
-            new = dict(zip(numbers, drawn, strict=True))
+            others = map(str, rng.sample(range(1, highest + 1), len(numbers)))
+            new = dict(zip(numbers, others, strict=True))
             return _renumbered(text, said, new), _renumbered(code, listed[0], new)
     return text, code
 
@@ -173,14 +173,9 @@ def _other_numbers(text: str, code: str, rng: random.Random) -> tuple[str, str]:
     for number in _NUMBER.findall(text):
         others = {int(n) for n in re.findall(r"\d+", text + " " + code)} - {int(number)}
         used = _NUMBER.findall(_QUOTED.sub("", code))
-        derived = others.isdisjoint({int(number) - 1, int(number) + 1})
+        derived = not others.isdisjoint({int(number) - 1, int(number) + 1})
         once = len(re.findall(rf"(?<!\d){number}(?!\d)", text)) == 1
-        if (
-            int(number) < SMALLEST
-            or number not in used
-            or number in quoted
-            or not (once and derived)
-        ):
+        if int(number) < SMALLEST or number not in used or number in quoted or not once or derived:
             continue
         new = int(drawn(Fraction(number), rng))
         between = sorted((int(number), new))

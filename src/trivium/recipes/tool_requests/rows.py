@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from trivium.data import IGNORE, Batch, Batches, ConversationBatches, Conversations, conversations
-from trivium.data.packing import Row, State, blank
+from trivium.data.packing import Row, State, blank, columns
 from trivium.errors import UsageError
 from trivium.language.chat_template import ChatTemplate
 from trivium.language.rendering import render
@@ -74,11 +74,14 @@ class Maker:
 
     def lot(self, seed: str, count: int) -> Columns:
         """The rows of `count` conversations."""
-        made = list(self.rows(self.conversations(seed, count), seed=0, ahead=0))
-        if not made:
+        rows = list(self.rows(self.conversations(seed, count), seed=0).stream)
+        if not rows:
             raise UsageError(f"none of {count} conversations is of {self.length} tokens or less")
-        names = made[0].keys()
-        found = {name: torch.cat([row[name] for row in made]).int().numpy() for name in names}
+        return self.batch(rows)
+
+    def batch(self, rows: Sequence[Row]) -> Columns:
+        """The rows, with what is foretold in them."""
+        found = {name: column.astype(np.int32) for name, column in columns(rows).items()}
         return _all_foretold(found, self.asked) if self.asked else found
 
 
@@ -150,8 +153,8 @@ class MadeRows(Batches):
 
     def units(self) -> Iterator[Columns]:
         number, row = self._place
-        for columns in self._lots(number):
-            count = len(columns["ids"])
+        for made in self._lots(number):
+            count = len(made["ids"])
             if count < self._rows:
                 raise UsageError(
                     f"lot={self._lot} conversations fill {count} rows, fewer than rows={self._rows}"
@@ -159,17 +162,12 @@ class MadeRows(Batches):
             while row + self._rows <= count:
                 row += self._rows
                 self._place = (number, row)
-                yield {name: column[row - self._rows : row] for name, column in columns.items()}
+                yield {name: column[row - self._rows : row] for name, column in made.items()}
             number, row = number + 1, 0
 
     def tensors(self, unit: Columns | None) -> Batch:
         if unit is None:
-            empty = blank(self._maker.length, self._maker.filler)
-            unit = {
-                name: np.stack([column] * self._rows)
-                for name, column in zip(Row._fields, empty, strict=True)
-            }
-            unit = _all_foretold(unit, self._maker.asked) if self._maker.asked else unit
+            unit = self._maker.batch([blank(self._maker.length, self._maker.filler)] * self._rows)
         made = {name: torch.from_numpy(column) for name, column in unit.items()}
         return {name: v if v.is_floating_point() else v.long() for name, v in made.items()}
 
