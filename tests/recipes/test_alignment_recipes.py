@@ -210,6 +210,14 @@ def test_a_sample_longer_than_a_row_is_named(base: Path, tmp_path: Path) -> None
     assert results["conversations left out"] >= 1
 
 
+def test_something_held_out_must_fit_a_row(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    records = [{"prompt": f"{i}", "completion": "word " * 200} for i in range(8)]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UsageError, match=r"long.jsonl: nothing that fits a row of 128 tokens"):
+        run("sft", tmp_path / "run", model=str(base), data=str(data), held_out=0.2)
+
+
 def test_rounds_that_cannot_be_cut_up(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be a multiple of minibatch"):
         run("grpo", tmp_path, model=str(base), prompts=3, minibatch=8)

@@ -205,6 +205,11 @@ def test_whole_answers_are_counted_as_if_they_were_chosen(model: Path, maker: Ma
     assert found["held_out_loss"] > 0
 
 
+def test_something_held_out_must_fit_a_row(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"held_out=3: none of them is of 16 tokens or less"):
+        main(short(model, tmp_path / "run", length=16, held_out=3))
+
+
 def test_the_plain_answers_are_kept(model: Path, tmp_path: Path) -> None:
     """A run that goes on does not ask the untrained model again, unless some are missing."""
     config = Config(out=str(tmp_path / "run"), model=str(model), plain=8)

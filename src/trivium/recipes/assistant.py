@@ -156,8 +156,10 @@ def plan_of(
     return replace(plan, learning_rate=given) if given else plan
 
 
-def too_few(name: str) -> UsageError:
-    return UsageError(f"{name}: nothing is left to be held out; give more, or raise held_out=")
+def too_few(name: str, fitting: str = "") -> UsageError:
+    """`fitting`: what it would have to be like."""
+    what = f"nothing {fitting}".rstrip()
+    return UsageError(f"{name}: {what} is left to be held out; give more, or raise held_out=")
 
 
 def save(run: Run, assistant: Assistant, adapted: bool) -> None:

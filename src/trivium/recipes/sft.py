@@ -64,6 +64,8 @@ def main(config: Config) -> dict[str, Any]:
         for part in (train_part, held_part)
     )
     held_rows = list(islice(held, max(1, HELD_ROWS // held.rows)))
+    if not held_rows:
+        raise shared.too_few(held_part.name, f"that fits a row of {length} tokens (context=)")
     plan = _plan(run, assistant, config, train_part, length)
     size = batches.rows * plan.accumulate * world_size() * length
     model = assistant.model

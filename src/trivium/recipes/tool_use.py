@@ -100,6 +100,10 @@ def main(config: Config) -> dict[str, Any]:
         return run.estimate(loaded.model, masked_token, batches, plan)
     kept = maker.conversations(config.seed + 1, config.held_out, held=True)
     held_rows = list(maker.rows(kept, seed=None))
+    if not held_rows:
+        raise UsageError(
+            f"held_out={config.held_out}: none of them is of {config.length} tokens or less"
+        )
     found = held_out(loaded.model, held_rows)
     run.evaluated(0, **found)
     for step in run.steps(
